@@ -1,0 +1,303 @@
+"""A bundle: everything the runtime needs to run one model, in a folder or one zip file.
+
+`bundle.json` describes the rest; docs/bundle.md tells its fields. A bundle that does not describe
+itself, or whose files are not those it describes, is refused with the reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import weakref
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from cris_edge.errors import BundleError
+from cris_edge.letterbox import Letterbox
+
+FORMAT, VERSION = "cris-edge-bundle", 1
+SPECIFICATION = "bundle.json"
+GRAPHS = ("photo", "phrase", "pair")
+PRECISIONS = ("float32", "float16")
+MAX_BYTES = 4 * 2**30
+"""Of all files of a bundle, unpacked: more than any model here, less than a disk."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, numpy dtype and static shape of a graph's input or output."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """A graph's main file within the bundle, and what goes in and out."""
+
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle; every field comes from `bundle.json`."""
+
+    folder: Path
+    """Where the files are; of a zip file, a temporary folder that lives as long as this object."""
+    name: str
+    letterbox: Letterbox
+    tokenizer: str
+    """The tokenizer's file."""
+    word_len: int
+    threshold: float
+    precision: str
+    """`float32`, or `float16`: weights stored in half precision, computed in single."""
+    graphs: Mapping[str, GraphSpec]
+    """`photo`, `phrase` and `pair`."""
+    about: Mapping[str, Any]
+    """The whole of `bundle.json`: licence, training data, accuracy, versions and the rest."""
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bundle:
+        """Open and verify a bundle.
+
+        Args:
+            path: a folder with a `bundle.json`, or a zip file of one.
+
+        Raises:
+            BundleError: it is missing, damaged, altered, or does not describe itself.
+        """
+        path = Path(path)
+        if path.is_dir():
+            return _read(path)
+        if not path.exists():
+            raise BundleError(f"{path}: no such bundle; expected a folder or a zip file")
+        folder = Path(tempfile.mkdtemp(prefix="cris-edge-"))
+        try:
+            _unpack(path, folder)
+            bundle = _read(folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        weakref.finalize(bundle, shutil.rmtree, folder, ignore_errors=True)
+        return bundle
+
+    def path(self, name: str) -> Path:
+        """Where a file of the bundle is."""
+        return self.folder / name
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its files."""
+        return sum((self.folder / name).stat().st_size for name in self.about["files"])
+
+
+def write_specification(folder: Path, fields: Mapping[str, Any]) -> Bundle:
+    """Complete a folder of files to a bundle: write `bundle.json` and verify the whole.
+
+    Args:
+        folder: holds all files but `bundle.json`.
+        fields: of `bundle.json`, without `format`, `version` and `files`.
+
+    Raises:
+        BundleError: the fields do not describe a bundle.
+    """
+    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    about = {"format": FORMAT, "version": VERSION} | dict(fields)
+    about["files"] = {name: sha256(folder / name) for name in names if name != SPECIFICATION}
+    text = json.dumps(about, indent=1, ensure_ascii=False) + "\n"
+    (folder / SPECIFICATION).write_text(text, encoding="utf-8")
+    return _read(folder)
+
+
+def write_zip(bundle: Bundle, path: str | Path) -> None:
+    """Write a bundle as one zip file, whole or not at all."""
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name in (SPECIFICATION, *bundle.about["files"]):
+                archive.write(bundle.path(name), name)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _unpack(path: Path, folder: Path) -> None:
+    """Unpack a zip file whose names stay within the folder and whose size is bounded."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            if sum(member.file_size for member in members) > MAX_BYTES:
+                raise BundleError(f"{path}: unpacks to more than {MAX_BYTES} bytes")
+            for member in members:
+                _inside(member.filename)
+                # zipfile stops at the size it announced, so the sum above holds.
+                archive.extract(member, folder)
+    except (zipfile.BadZipFile, OSError, RuntimeError, EOFError, NotImplementedError) as error:
+        raise BundleError(f"{path}: not a zip file, or a damaged one: {error}") from error
+    except Exception as error:
+        if isinstance(error, BundleError):
+            raise
+        # Damaged streams raise whatever the decompressor raises.
+        raise BundleError(f"{path}: damaged: {error}") from error
+
+
+def _inside(name: str) -> PurePosixPath:
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name or not pure.parts:
+        raise BundleError(f"the file name {name!r} leads out of the bundle")
+    return pure
+
+
+def _read(folder: Path) -> Bundle:
+    """Read `bundle.json`, check it field by field, then check every file."""
+    try:
+        about = json.loads((folder / SPECIFICATION).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BundleError(f"{folder}: no {SPECIFICATION}, so this is no bundle") from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{folder / SPECIFICATION}: cannot be read: {error}") from error
+    fields = _Fields(about, SPECIFICATION)
+    if fields.text("format") != FORMAT:
+        raise BundleError(f"expected the format {FORMAT!r}, got {about['format']!r}")
+    if fields.integer("version") != VERSION:
+        raise BundleError(
+            f"the bundle is of version {about['version']}, this runtime reads {VERSION}: "
+            "upgrade cris-edge, or build the bundle anew"
+        )
+    _verify_files(folder, fields.mapping("files"))
+    bundle = _specification(folder, fields, about)
+    for name in (bundle.tokenizer, *(graph.file for graph in bundle.graphs.values())):
+        if name not in about["files"]:
+            raise BundleError(f"{name!r} is used, but is not among the bundle's files")
+    return bundle
+
+
+def _verify_files(folder: Path, files: _Fields) -> None:
+    for name in files.values:
+        _inside(name)
+        path = folder / name
+        if not path.is_file() or path.is_symlink():
+            raise BundleError(f"{name}: listed in {SPECIFICATION}, but missing")
+        if (found := sha256(path)) != files.text(name):
+            raise BundleError(
+                f"{name}: altered or damaged: its SHA-256 is {found}, expected {files.text(name)}"
+            )
+
+
+def _specification(folder: Path, fields: _Fields, about: Mapping[str, Any]) -> Bundle:
+    image, text, mask = (fields.mapping(name) for name in ("image", "text", "mask"))
+    image.only("interpolation", "cubic")
+    image.only("border", "mean")
+    image.only("colour", "RGB")
+    mask.only("interpolation", "cubic")
+    mask.only("align_corners", True)
+    fields.one_of("precision", PRECISIONS)
+    graphs = fields.mapping("graphs")
+    size = image.integer("size")
+    if size <= 0 or size % 32:
+        raise BundleError(f"image.size: expected a positive multiple of 32, got {size}")
+    return Bundle(
+        folder=folder,
+        name=fields.text("name"),
+        letterbox=Letterbox(size, image.triple("mean"), image.triple("std")),
+        tokenizer=text.text("tokenizer"),
+        word_len=text.integer("word_len"),
+        threshold=mask.number("threshold"),
+        precision=fields.text("precision"),
+        graphs={name: _graph(graphs.mapping(name)) for name in GRAPHS},
+        about=about,
+    )
+
+
+def _graph(fields: _Fields) -> GraphSpec:
+    return GraphSpec(fields.text("file"), _tensors(fields, "inputs"), _tensors(fields, "outputs"))
+
+
+def _tensors(fields: _Fields, name: str) -> tuple[TensorSpec, ...]:
+    specs = []
+    for position, entry in enumerate(fields.typed(name, list)):
+        tensor = _Fields(entry, f"{fields.where}.{name}[{position}]")
+        shape = tensor.typed("shape", list)
+        if not all(type(axis) is int and axis > 0 for axis in shape):
+            raise BundleError(f"{tensor.where}.shape: expected positive integers, got {shape!r}")
+        dtype = tensor.one_of("dtype", ("float32", "int64", "bool"))
+        specs.append(TensorSpec(tensor.text("name"), dtype, tuple(shape)))
+    return tuple(specs)
+
+
+@dataclass(frozen=True)
+class _Fields:
+    """A JSON object whose fields are read with their types checked."""
+
+    values: Any
+    where: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.values, dict):
+            raise BundleError(f"{self.where}: expected an object, got {type(self.values).__name__}")
+
+    def typed(self, name: str, kind: type) -> Any:
+        if name not in self.values:
+            raise BundleError(f"{self.where}: the field {name!r} is missing")
+        value = self.values[name]
+        if type(value) is not kind:
+            raise BundleError(
+                f"{self.where}.{name}: expected {kind.__name__}, got {type(value).__name__}"
+            )
+        return value
+
+    def text(self, name: str) -> str:
+        return str(self.typed(name, str))
+
+    def integer(self, name: str) -> int:
+        return int(self.typed(name, int))
+
+    def number(self, name: str) -> float:
+        if isinstance(self.values.get(name), int):
+            return float(self.integer(name))
+        return float(self.typed(name, float))
+
+    def mapping(self, name: str) -> _Fields:
+        return _Fields(self.typed(name, dict), f"{self.where}.{name}")
+
+    def one_of(self, name: str, allowed: tuple[str, ...]) -> str:
+        value = self.text(name)
+        if value not in allowed:
+            raise BundleError(f"{self.where}.{name}: {value!r} is none of {', '.join(allowed)}")
+        return value
+
+    def only(self, name: str, value: object) -> None:
+        if self.typed(name, type(value)) != value:
+            raise BundleError(
+                f"{self.where}.{name}: this runtime knows {value!r} alone, "
+                f"not {self.values[name]!r}"
+            )
+
+    def triple(self, name: str) -> tuple[float, float, float]:
+        values = self.typed(name, list)
+        if len(values) != 3 or not all(type(v) in (int, float) for v in values):
+            raise BundleError(f"{self.where}.{name}: expected three numbers, got {values!r}")
+        return float(values[0]), float(values[1]), float(values[2])

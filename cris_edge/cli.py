@@ -1,0 +1,159 @@
+"""The command `cris-edge`: `predict` segments a photo, `check` says what works here."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from cris_edge import __version__
+from cris_edge.engines import ENGINES, installed
+from cris_edge.errors import CrisEdgeError, InputError
+from cris_edge.photo import as_photo
+from cris_edge.segmentation import Segmentation, draw
+from cris_edge.segmenter import Segmenter
+
+EXAMPLES = """examples:
+  cris-edge predict street.jpg "the man in the red shirt" -o overlay.png
+  cris-edge predict street.jpg "left bus" "the dog" --json
+  cris-edge check
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; the exit status is 0, or 2 with one line on stderr."""
+    options = parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+    except CrisEdgeError as error:
+        print(f"cris-edge: {error}", file=sys.stderr)
+        return 2
+    return status
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
+        prog="cris-edge",
+        description="Find in a photo what a phrase means, on this device.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"cris-edge {__version__}")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    one = commands.add_parser("predict", help="segment a photo by one phrase or several")
+    one.add_argument("photo", type=Path, help="an image file")
+    one.add_argument("phrases", nargs="+", metavar="phrase", help='such as "the man in red"')
+    one.add_argument("-o", "--output", type=Path, help="where to write the overlay (.png, .jpg)")
+    one.add_argument("--json", action="store_true", help="print the results as JSON")
+    one.add_argument("--bundle", type=Path, help="a model; default: the one that is shipped")
+    one.add_argument("--engine", default="auto", choices=["auto", *ENGINES])
+    one.add_argument("--threads", type=int, help="for one prediction; default: the engine's own")
+    one.set_defaults(run=predict)
+    two = commands.add_parser("check", help="engines found, versions, a test prediction")
+    two.set_defaults(run=check)
+    return top
+
+
+def predict(options: argparse.Namespace) -> int:
+    """`cris-edge predict`: a line or a JSON object for each phrase, and the overlay."""
+    photo = as_photo(options.photo)
+    segmenter = Segmenter(options.bundle, engine=options.engine, threads=options.threads)
+    results, milliseconds = timed(segmenter, photo, options.phrases)
+    if options.output is not None:
+        write_image(options.output, draw(photo, results))
+    if options.json:
+        print(json.dumps([as_json(r, segmenter, milliseconds) for r in results], indent=1))
+        return 0
+    for result in results:
+        print(line(result, segmenter, milliseconds))
+    if options.output is not None:
+        print(f"overlay: {options.output}")
+    return 0
+
+
+def timed(
+    segmenter: Segmenter, photo: Any, phrases: Sequence[str]
+) -> tuple[list[Segmentation], float]:
+    """The results, and the milliseconds of a call after a first one that warms the engine up."""
+    segmenter.predict(photo, phrases)
+    begun = time.perf_counter()
+    results = segmenter.predict(photo, phrases)
+    return results, 1000 * (time.perf_counter() - begun)
+
+
+def line(result: Segmentation, segmenter: Segmenter, milliseconds: float) -> str:
+    """One result in words."""
+    return (
+        f'"{result.phrase}": {100 * result.coverage:.1f} % of the photo, '
+        f"score {result.score:.2f}, {segmenter.info.engine}, {milliseconds:.0f} ms"
+    )
+
+
+def as_json(result: Segmentation, segmenter: Segmenter, milliseconds: float) -> dict[str, Any]:
+    """One result for machines."""
+    return {
+        "phrase": result.phrase,
+        "coverage": round(result.coverage, 4),
+        "score": round(result.score, 4),
+        "box": result.box,
+        "engine": segmenter.info.engine,
+        "milliseconds": round(milliseconds, 1),
+    }
+
+
+def write_image(path: Path, image: Any) -> None:
+    """Encode an image by its file's suffix and write it whole or not at all.
+
+    Raises:
+        InputError: the suffix is no image format, or the file cannot be written.
+    """
+    try:
+        encoded, content = cv2.imencode(path.suffix, image)
+    except cv2.error:
+        encoded = False
+    if not encoded:
+        raise InputError(f"{path}: no image format for {path.suffix!r}; use .png or .jpg")
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        temporary.write_bytes(content.tobytes())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def check(options: argparse.Namespace) -> int:
+    """`cris-edge check`: versions, engines, and a prediction with each engine found."""
+    del options
+    print(f"cris-edge {__version__}, Python {platform.python_version()}, {platform.platform()}")
+    for package in ("numpy", "opencv-python-headless", "tokenizers"):
+        print(f"  {package} {metadata.version(package)}")
+    found = installed()
+    for name in ENGINES:
+        print(f"  {name}: {check_engine(name) if name in found else 'not installed'}")
+    if not found:
+        print("no engine: pip install 'cris-edge[onnxruntime]'", file=sys.stderr)
+        return 2
+    return 0
+
+
+def check_engine(name: str) -> str:
+    """Run the shipped model on a grey photo with one engine, and say how it went."""
+    try:
+        segmenter = Segmenter(engine=name)
+        grey = np.full((480, 640, 3), 128, np.uint8)
+        _, milliseconds = timed(segmenter, grey, ["the man in red"])
+    except CrisEdgeError as error:
+        return f"fails: {error}"
+    info = segmenter.info
+    return f"{info.engine_version}, runs {info.model} ({info.precision}) in {milliseconds:.0f} ms"

@@ -1,0 +1,74 @@
+"""What every engine offers: a dictionary of arrays in, a dictionary of owned arrays out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cris_edge.bundle import GraphSpec
+from cris_edge.errors import EngineError
+
+Arrays = Mapping[str, NDArray[np.generic]]
+
+
+class Graph(Protocol):
+    """One loaded graph. May be called from several threads at once."""
+
+    def __call__(self, inputs: Arrays) -> dict[str, NDArray[np.generic]]:
+        """Run the graph; the arrays that come back are the caller's own."""
+
+
+class Engine(Protocol):
+    """Something that runs graphs."""
+
+    name: str
+    version: str
+    suffixes: tuple[str, ...]
+    """Of the graph files it reads."""
+
+    def load(self, path: Path, spec: GraphSpec, threads: int | None) -> Graph:
+        """Load a graph.
+
+        Args:
+            path: the graph's main file.
+            spec: what goes in and out; a graph that differs is refused.
+            threads: for one run of the graph; None lets the engine choose.
+
+        Raises:
+            EngineError: the engine cannot load it, or it is not as specified.
+        """
+
+
+def check_names(engine: str, path: Path, found: Mapping[str, object], spec: GraphSpec) -> None:
+    """Refuse a graph whose inputs and outputs are not those of the specification.
+
+    Raises:
+        EngineError: with both lists.
+    """
+    wanted = {tensor.name for tensor in (*spec.inputs, *spec.outputs)}
+    if set(found) != wanted:
+        raise EngineError(
+            f"{engine}: {path.name} has inputs and outputs {sorted(found)}, "
+            f"the bundle says {sorted(wanted)}"
+        )
+
+
+def check_inputs(spec: GraphSpec, inputs: Arrays) -> None:
+    """Refuse inputs of other names, shapes or types than the graph's.
+
+    Raises:
+        EngineError: with what was expected and what came.
+    """
+    for tensor in spec.inputs:
+        array = inputs.get(tensor.name)
+        if array is None:
+            raise EngineError(f"{spec.file}: the input {tensor.name!r} is missing")
+        if array.shape != tensor.shape or array.dtype != tensor.dtype:
+            raise EngineError(
+                f"{spec.file}: {tensor.name} must be {tensor.dtype} {tensor.shape}, "
+                f"not {array.dtype} {array.shape}"
+            )

@@ -1,0 +1,164 @@
+"""What can be scored without looking or without listening: the least that a model must beat.
+
+- A fixed ellipse, the same for every photo up to its size: knows where objects usually are.
+- The same model with shuffled phrases: sees the photo, but is told of something else.
+- The whole photo, for information.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from training.data.samples import Sample
+from training.errors import DataError
+from training.metrics import Scores, overlap
+
+GRID = 64
+"""Side of the coarse masks that ellipses are searched on."""
+
+_Float = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Ellipse:
+    """An ellipse relative to the photo: centre and half axes as shares of its width and height."""
+
+    cx: float
+    cy: float
+    rx: float
+    ry: float
+
+    def mask(self, height: int, width: int) -> NDArray[np.bool_]:
+        """Bool (height, width): the pixels whose centres lie inside."""
+        y, x = np.ogrid[:height, :width]
+        across = ((x + 0.5) / width - self.cx) / self.rx
+        down = ((y + 0.5) / height - self.cy) / self.ry
+        return np.asarray(across**2 + down**2 <= 1.0)
+
+
+@dataclass(frozen=True)
+class Truths:
+    """The masks of samples, each instance once.
+
+    `coarse` is (N, GRID²) float32, the share of every cell that the mask covers; `weight` (N,)
+    the share of the samples that mean the instance.
+    """
+
+    samples: tuple[Sample, ...]
+    coarse: _Float
+    weight: _Float
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample]) -> Truths:
+        """Draw the masks of samples, at least one."""
+        if not samples:
+            raise DataError("expected at least one sample to fit an ellipse to, got none")
+        counted: dict[tuple[str, int], list[Sample]] = {}
+        for sample in samples:
+            counted.setdefault((str(sample.photo.path), sample.instance.id), []).append(sample)
+        distinct = tuple(group[0] for group in counted.values())
+        weight = np.array([len(group) for group in counted.values()], np.float32)
+        coarse = np.stack([_shrink(sample.instance.mask()) for sample in distinct])
+        return cls(distinct, coarse, weight / weight.sum())
+
+
+def _shrink(mask: NDArray[np.bool_]) -> _Float:
+    shares = cv2.resize(mask.astype(np.float32), (GRID, GRID), interpolation=cv2.INTER_AREA)
+    return shares.ravel().astype(np.float32, copy=False)
+
+
+def best_ellipses(truths: Truths, keep: int = 1) -> list[Ellipse]:
+    """The ellipses of highest mIoU on the coarse masks, best first.
+
+    A grid over centres (0.2 to 0.8 of the photo) and half axes (0.08 to 0.8, a geometric row),
+    then one four times as fine around the best `keep`.
+    """
+    places = np.linspace(0.2, 0.8, 8)
+    radii = np.geomspace(0.08, 0.8, 9)
+    points = _product(places, places, radii, radii)
+    found = _search(truths, [Ellipse(*map(float, point)) for point in points], keep)
+    step = float(places[1] - places[0]) / 4
+    growth = float(radii[1] / radii[0]) ** 0.25
+    near: dict[Ellipse, None] = {}
+    for one in found:
+        moves = np.arange(-2, 3)
+        centres = one.cx + step * moves, one.cy + step * moves
+        grown = one.rx * growth**moves, one.ry * growth**moves
+        near |= dict.fromkeys(Ellipse(*map(float, p)) for p in _product(*centres, *grown))
+    return _search(truths, list(near), keep)
+
+
+def _product(*axes: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(axes))
+
+
+def _search(truths: Truths, ellipses: Sequence[Ellipse], keep: int) -> list[Ellipse]:
+    """The best of many by coarse mIoU, the intersections of all pairs as matrix products."""
+    areas = truths.coarse.sum(axis=1, keepdims=True)
+    means: list[float] = []
+    for start in range(0, len(ellipses), 512):
+        block = [e.mask(GRID, GRID).ravel() for e in ellipses[start : start + 512]]
+        shapes = np.stack(block).astype(np.float32)
+        shared = truths.coarse @ shapes.T
+        union = areas + shapes.sum(axis=1) - shared
+        means += (truths.weight @ (shared / np.maximum(union, 1e-6))).tolist()
+    order = np.argsort(-np.array(means), kind="stable")[:keep]
+    return [ellipses[index] for index in order]
+
+
+def score_ellipse(samples: Sequence[Sample], ellipse: Ellipse) -> Scores:
+    """The scores of one ellipse on samples, at the photos' resolution."""
+    return Scores.of(
+        overlap(ellipse.mask(s.photo.height, s.photo.width), s.instance.mask()) for s in samples
+    )
+
+
+def fit_ellipse(samples: Sequence[Sample], keep: int = 5) -> tuple[Ellipse, Scores]:
+    """The ellipse of highest mIoU on these very samples, and what it scores on them.
+
+    The best few by coarse masks are judged again at the photos' resolution. Nothing that is blind
+    to the photo and knows the answers scores more with an ellipse, but for the grid's fineness.
+    """
+    best = best_ellipses(Truths.of(samples), keep)
+    scored = [(ellipse, score_ellipse(samples, ellipse)) for ellipse in best]
+    return max(scored, key=lambda pair: pair[1].miou)
+
+
+def score_whole_photo(samples: Sequence[Sample]) -> Scores:
+    """The scores of calling every pixel the object."""
+    return Scores.of(
+        overlap(np.ones((s.photo.height, s.photo.width), bool), s.instance.mask()) for s in samples
+    )
+
+
+def shuffled_phrases(samples: Sequence[Sample], seed: int = 0) -> list[str]:
+    """For every sample the phrase of a sample of another photo; each phrase is used once.
+
+    Photos are put in random order, phrases in random order within them, and the row is turned by
+    the size of the largest photo: nothing can land on its own photo while no photo has more than
+    half of all samples.
+
+    Raises:
+        DataError: one photo has more than half of the samples, so that no such order exists.
+    """
+    rng = np.random.default_rng(seed)
+    photos: dict[str, list[int]] = {}
+    for index, sample in enumerate(samples):
+        photos.setdefault(str(sample.photo.path), []).append(index)
+    largest = max(map(len, photos.values()), default=0)
+    if not samples or 2 * largest > len(samples):
+        raise DataError(
+            "expected samples of several photos, none with more than half of them, so that phrases "
+            f"can be shuffled; got {len(samples)} samples, {largest} of one photo. Evaluate more."
+        )
+    groups = list(photos.values())
+    row = [int(i) for g in rng.permutation(len(groups)) for i in rng.permutation(groups[g])]
+    texts = [""] * len(samples)
+    for place, index in enumerate(row):
+        texts[index] = samples[row[(place + largest) % len(row)]].text
+    return texts

@@ -1,0 +1,128 @@
+"""Checkpoints: safetensors with the configuration and the tokenizer inside, written whole."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cris_edge.tokenizer import Tokenizer
+from training.errors import CheckpointError
+from training.model import CRIS, CRISConfig
+
+FORMAT = "cris-edge-checkpoint-1"
+MODEL = "model."
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model that can be used, with all that is needed to use it."""
+
+    model: CRIS
+    """In evaluation mode, on the CPU."""
+    tokenizer: Tokenizer
+    metadata: dict[str, str]
+    """Free text by name: training data, accuracy as JSON, versions."""
+    extra: dict[str, Tensor]
+    """Tensors beside the model's: the optimiser's state and the like."""
+
+
+def save(
+    path: str | Path,
+    model: CRIS,
+    tokenizer: Tokenizer,
+    metadata: Mapping[str, str],
+    extra: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write a checkpoint whole or not at all: temporary name, sync, rename.
+
+    Args:
+        path: ends in `.safetensors` by custom.
+        model: what to keep; buffers that can be computed are left out.
+        tokenizer: what turns phrases into the ids that this model knows.
+        metadata: free text by name.
+        extra: more tensors by name, for going on with the training.
+    """
+    path = Path(path)
+    tensors = {MODEL + name: tensor for name, tensor in model.state_dict().items()} | dict(
+        extra or {}
+    )
+    # A copy each, so that tensors sharing memory are no obstacle.
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    header = dict(metadata) | {
+        "format": FORMAT,
+        "config": model.config.to_json(),
+        "tokenizer": tokenizer.to_json(),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        save_file(tensors, temporary, header)
+        with open(temporary, "rb") as written:  # noqa: PTH123 - fsync wants a descriptor
+            os.fsync(written.fileno())
+        Path(temporary).chmod(0o644)
+        os.replace(temporary, path)  # noqa: PTH105 - the atomic rename, by its name
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def load(path: str | Path) -> Checkpoint:
+    """Read a checkpoint; nothing in it is ever run.
+
+    Raises:
+        CheckpointError: no such file, not a checkpoint of ours, or damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; expected a .safetensors checkpoint")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: damaged, or not a safetensors file: {error}. "
+            "A checkpoint of the CRIS authors' code goes through `training.evaluate --official`."
+        ) from error
+    if header.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: expected the format {FORMAT!r}, found {header.get('format')!r}"
+        )
+    try:
+        model = CRIS(CRISConfig.from_json(header.pop("config")))
+        tokenizer = Tokenizer.from_json(header.pop("tokenizer"))
+        own = {k.removeprefix(MODEL): v for k, v in tensors.items() if k.startswith(MODEL)}
+        model.load_state_dict(own)
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: the header does not fit the tensors: {error}") from error
+    extra = {name: tensor for name, tensor in tensors.items() if not name.startswith(MODEL)}
+    return Checkpoint(model.eval(), tokenizer, header, extra)
+
+
+def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state as named tensors: `optimiser.<parameter>.<quantity>`."""
+    return {
+        f"optimiser.{index}.{quantity}": torch.as_tensor(value)
+        for index, state in optimiser.state_dict()["state"].items()
+        for quantity, value in state.items()
+    }
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer, extra: Mapping[str, Tensor]) -> None:
+    """Give an optimiser over the same parameters what `optimiser_tensors` kept."""
+    content = optimiser.state_dict()
+    for name, tensor in extra.items():
+        kind, _, rest = name.partition(".")
+        if kind == "optimiser":
+            index, _, quantity = rest.partition(".")
+            content["state"].setdefault(int(index), {})[quantity] = tensor
+    optimiser.load_state_dict(content)

@@ -1,0 +1,194 @@
+"""COCO's instance format, read into photos with their instances."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as rle_codec
+
+from training.data.nouns import CATEGORY_INDEX
+from training.errors import DataError
+
+PSEUDO_WEIGHT_FLOOR = 0.3
+
+
+@dataclass(frozen=True, eq=False)
+class Instance:
+    """One labelled object.
+
+    `box` is (x1, y1, x2, y2) in pixels of the photo; `area` in square pixels (of the box where
+    there is no mask); `crowd` marks a region of many objects, to be ignored; `segmentation` is a
+    compressed COCO RLE or None; `weight` in (0, 1] says how far the mask can be trusted.
+    """
+
+    id: int
+    category: str
+    box: tuple[float, float, float, float]
+    area: float
+    crowd: bool = False
+    segmentation: Mapping[str, Any] | None = field(default=None, repr=False)
+    weight: float = 1.0
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether the outline is known, not just the box."""
+        return self.segmentation is not None
+
+    def mask(self) -> NDArray[np.bool_]:
+        """Draw the mask: bool (height, width) of the photo."""
+        if self.segmentation is None:
+            raise DataError(f"instance {self.id} has a box only: ask `has_mask` before its mask")
+        return np.asarray(rle_codec.decode(self.segmentation), bool)
+
+
+@dataclass(frozen=True, eq=False)
+class Photo:
+    """A photo file with its labels.
+
+    With `person_only` only people are labelled completely: anything else that is seen may be
+    unlabelled, so its absence from `instances` says nothing.
+    """
+
+    id: int
+    path: Path
+    width: int
+    height: int
+    person_only: bool
+    instances: tuple[Instance, ...]
+
+    @property
+    def by_id(self) -> dict[int, Instance]:
+        """Instances by their id."""
+        return {instance.id: instance for instance in self.instances}
+
+    def read(self) -> NDArray[np.uint8]:
+        """Decode the file: (height, width, 3) uint8 BGR; `DataError` where that cannot be done."""
+        picture = cv2.imread(str(self.path), cv2.IMREAD_COLOR)
+        if picture is None:
+            raise DataError(f"{self.path} should be a picture, but cannot be decoded")
+        height, width = picture.shape[:2]
+        if (height, width) != (self.height, self.width):
+            raise DataError(
+                f"{self.path} is {width} x {height}, "
+                f"its annotation says {self.width} x {self.height}"
+            )
+        return np.asarray(picture, np.uint8)
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file; `DataError` where that cannot be done."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing: is this the right data folder?") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path} should be a JSON file, but: {error}") from error
+
+
+def read_photos(
+    annotations: Path,
+    folder: Path,
+    *,
+    person_only: bool = False,
+    exclude_prefixes: Sequence[str] = ("pf_",),
+) -> list[Photo]:
+    """Read a COCO instances file and check that its photos are there.
+
+    Args:
+        annotations: the JSON file, with `images`, `annotations` and `categories`.
+        folder: where the photos lie.
+        person_only: distrust the labels of everything but people, whatever the file says.
+        exclude_prefixes: photos whose file names start so are left out. The default drops
+            PennFudan, whose licence does not allow weights that ship.
+
+    Raises:
+        DataError: a file is missing, or the JSON is not COCO's.
+    """
+    data = read_json(annotations)
+    try:
+        names = {entry["id"]: entry["name"] for entry in data["categories"]}
+        entries: dict[int, list[Mapping[str, Any]]] = {}
+        for entry in data["annotations"]:
+            entries.setdefault(entry["image_id"], []).append(entry)
+        return [
+            _photo(image, entries.get(image["id"], []), names, folder, person_only)
+            for image in data["images"]
+            if not image["file_name"].startswith(tuple(exclude_prefixes))
+        ]
+    except DataError as error:
+        raise DataError(f"{annotations}: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"{annotations} should be in COCO's instance format, but: {error!r}"
+        ) from error
+
+
+def _photo(
+    image: Mapping[str, Any],
+    entries: Sequence[Mapping[str, Any]],
+    names: Mapping[int, str],
+    folder: Path,
+    person_only: bool,
+) -> Photo:
+    path = folder / image["file_name"]
+    if not path.is_file():
+        raise DataError(f"photo {path} is missing")
+    height, width = int(image["height"]), int(image["width"])
+    return Photo(
+        id=int(image["id"]),
+        path=path,
+        width=width,
+        height=height,
+        person_only=person_only or bool(image.get("person_only", False)),
+        instances=tuple(_instance(entry, names, height, width) for entry in entries),
+    )
+
+
+def _instance(
+    entry: Mapping[str, Any], names: Mapping[int, str], height: int, width: int
+) -> Instance:
+    category = names[entry["category_id"]]
+    if category not in CATEGORY_INDEX:
+        raise DataError(f"category {category!r} is not one of COCO's 80")
+    x, y, w, h = (float(value) for value in entry["bbox"])
+    pseudo = entry.get("source") == "pseudo"
+    return Instance(
+        id=int(entry["id"]),
+        category=category,
+        box=(x, y, x + w, y + h),
+        area=float(entry["area"]),
+        crowd=bool(entry.get("iscrowd", 0)) or bool(entry.get("maybe_crowd", False)),
+        segmentation=_encode(entry, height, width),
+        weight=max(float(entry["quality"]), PSEUDO_WEIGHT_FLOOR) if pseudo else 1.0,
+    )
+
+
+def _encode(entry: Mapping[str, Any], height: int, width: int) -> Mapping[str, Any] | None:
+    """Compress polygons or an uncompressed RLE; None where there is only a box.
+
+    A mask is the union of its polygons, and each is filled even-odd (so a hole joined to the
+    outline by a double line stays a hole).
+    """
+    shape = entry["segmentation"]
+    if not entry.get("has_mask", True) or not shape:
+        return None
+    if isinstance(shape, dict):
+        if list(shape["size"]) != [height, width]:
+            raise DataError(
+                f"annotation {entry['id']}: RLE size {shape['size']} is not the photo's"
+            )
+        if isinstance(shape["counts"], list):
+            shape = rle_codec.frPyObjects(shape, height, width)
+        return dict(shape)
+    if any(len(polygon) % 2 for polygon in shape):
+        raise DataError(f"annotation {entry['id']}: a polygon has an odd count of numbers")
+    # Fewer than three corners enclose nothing (and the codec would read four numbers as a box).
+    polygons = [polygon for polygon in shape if len(polygon) >= 6]
+    if not polygons:
+        return None
+    return dict(rle_codec.merge(rle_codec.frPyObjects(polygons, height, width)))

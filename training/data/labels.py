@@ -1,0 +1,78 @@
+"""A photo's labels, drawn where the input shows them."""
+
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from training.data.coco import Instance, Photo
+from training.data.nouns import CATEGORY_INDEX
+
+MASK_STRIDE = 4
+"""Input pixels per logit."""
+CATEGORY_STRIDE = 8
+UNKNOWN = -1
+
+
+class Labels:
+    """The labels of one photo, drawn in the input's frame at any stride.
+
+    A stride divides the matrix, which picks the pixels 0, stride, 2 stride … of the input: the
+    nearest-neighbour resize of the mask at the input's size.
+    """
+
+    def __init__(self, photo: Photo, matrix: NDArray[np.float64]) -> None:
+        """Draw all masks; `matrix` is the (2, 3) way from the photo's pixels to the input's."""
+        self._photo, self._matrix = photo, matrix
+        self._drawn = {i.id: i.mask().view(np.uint8) for i in photo.instances if i.has_mask}
+        self._indices = {i.id: index for index, i in enumerate(photo.instances)}
+
+    def index(self, instance: Instance | None) -> int:
+        """Place of the instance among the photo's, -1 for none."""
+        return -1 if instance is None else self._indices[instance.id]
+
+    def mask(self, instance: Instance, side: int) -> NDArray[np.float32]:
+        """0 or 1, float32 (side, side); interpolated linearly from the photo's pixels."""
+        drawn = self._drawn[instance.id] * np.uint8(255)
+        warped = self._warp(drawn, side, MASK_STRIDE, cv2.INTER_LINEAR)
+        return (warped > 127).astype(np.float32)
+
+    def crowds(self, side: int) -> NDArray[np.bool_]:
+        """Crowd regions without the instances outlined in them: bool (side, side)."""
+        crowd = self._blank(np.uint8)
+        for instance in self._photo.instances:
+            if instance.crowd:
+                self._paint(crowd, instance, 1)
+        if not crowd.any():
+            return np.zeros((side, side), bool)
+        for instance in self._photo.instances:
+            if instance.has_mask and not instance.crowd:
+                self._paint(crowd, instance, 0)
+        return self._warp(crowd, side, MASK_STRIDE, cv2.INTER_NEAREST).astype(bool)
+
+    def categories(self, side: int) -> NDArray[np.int64]:
+        """Category of each pixel, the smaller instance in front: int64 (side, side)."""
+        drawn = self._blank(np.int16)
+        if self._photo.person_only:
+            drawn[:] = UNKNOWN
+        # What is only boxed or crowded first, so that outlined instances stand out from it.
+        for instance in sorted(
+            self._photo.instances, key=lambda i: (i.has_mask and not i.crowd, -i.area)
+        ):
+            known = instance.has_mask and not instance.crowd
+            self._paint(drawn, instance, CATEGORY_INDEX[instance.category] if known else UNKNOWN)
+        return self._warp(drawn, side, CATEGORY_STRIDE, cv2.INTER_NEAREST).astype(np.int64)
+
+    def _blank(self, dtype: type[np.uint8] | type[np.int16]) -> NDArray[Any]:
+        return np.zeros((self._photo.height, self._photo.width), dtype)
+
+    def _paint(self, canvas: NDArray[Any], instance: Instance, value: int) -> None:
+        if instance.has_mask:
+            canvas[self._drawn[instance.id].view(bool)] = value
+        else:
+            x1, y1, x2, y2 = (round(edge) for edge in instance.box)
+            canvas[max(y1, 0) : max(y2, 0), max(x1, 0) : max(x2, 0)] = value
+
+    def _warp(self, drawn: NDArray[Any], side: int, stride: int, how: int) -> NDArray[Any]:
+        return np.asarray(cv2.warpAffine(drawn, self._matrix / stride, (side, side), flags=how))

@@ -1,0 +1,120 @@
+"""Referring samples of a data folder: a photo, one of its instances, a phrase that means it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from training.data.coco import Instance, Photo, read_json, read_photos
+from training.data.colours import name_colours
+from training.data.expressions import derive
+from training.errors import DataError
+
+Split = Literal["train", "val", "boxes"]
+Source = Literal["derived", "written"]
+
+_FILES: dict[str, tuple[str, str]] = {
+    "train": ("instances_train.json", "photos"),
+    "val": ("instances_val.json", "photos"),
+    "boxes": ("boxes_pseudo_instances.json", "boxes"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One referring sample; `kind` is the rule for derived phrases, "written" for written ones."""
+
+    photo: Photo
+    instance: Instance
+    text: str
+    kind: str
+    source: Source
+
+
+def load_photos(
+    data_root: Path, split: Split, exclude_prefixes: Sequence[str] = ("pf_",)
+) -> list[Photo]:
+    """The photos of a split, in the file's order.
+
+    `boxes` has predicted masks among its labels, so nothing but people counts as complete there.
+    """
+    if split not in _FILES:
+        raise DataError(f"split should be one of {', '.join(_FILES)}, but is {split!r}")
+    annotations, folder = _FILES[split]
+    return read_photos(
+        data_root / annotations,
+        data_root / folder,
+        person_only=split == "boxes",
+        exclude_prefixes=exclude_prefixes,
+    )
+
+
+def load_samples(
+    data_root: str | Path,
+    split: Split,
+    which: Source | Literal["both"] = "both",
+    *,
+    seed: int = 0,
+    wordings: int = 1,
+    exclude_prefixes: Sequence[str] = ("pf_",),
+) -> list[Sample]:
+    """All samples of a split.
+
+    Args:
+        data_root: folder with the JSON files, `photos/` and `boxes/`.
+        split: "train", "val", or "boxes" (photos whose masks are mostly predicted).
+        which: phrases derived by rule, written by people, or both.
+        seed: chooses the wordings of derived phrases.
+        wordings: how many times every derived fact is worded (repetitions drop out).
+        exclude_prefixes: photos whose names start so are left out.
+
+    Raises:
+        DataError: a file is missing or not as it should be.
+    """
+    root = Path(data_root)
+    photos = load_photos(root, split, exclude_prefixes)
+    samples: list[Sample] = []
+    if which in ("derived", "both"):
+        for photo in photos:
+            samples += derived_samples(photo, seed, wordings)
+    if which in ("written", "both"):
+        samples += written_samples(photos, root / f"expressions_written_{split}.json")
+    return samples
+
+
+def derived_samples(photo: Photo, seed: int = 0, wordings: int = 1) -> list[Sample]:
+    """The phrases the rules find for one photo."""
+    if photo.person_only and all(i.category != "person" for i in photo.instances):
+        return []
+    colours = {} if photo.person_only else name_colours(photo)
+    instances = photo.by_id
+    found: dict[tuple[int, str], Sample] = {}
+    for repetition in range(wordings):
+        for made in derive(photo, colours, seed * 1000 + repetition):
+            sample = Sample(photo, instances[made.instance_id], made.text, made.kind, "derived")
+            found.setdefault((made.instance_id, made.text), sample)
+    return list(found.values())
+
+
+def written_samples(photos: Sequence[Photo], path: Path) -> list[Sample]:
+    """The written phrases for these photos' instances; those of other photos are passed over."""
+    instances = {photo.id: (photo, photo.by_id) for photo in photos}
+    samples: list[Sample] = []
+    for entry in read_json(path):
+        try:
+            if entry["image_id"] in instances:
+                samples += _written(entry, *instances[entry["image_id"]])
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{path}: an entry is not as it should be: {error!r}") from error
+    return samples
+
+
+def _written(
+    entry: Mapping[str, Any], photo: Photo, instances: Mapping[int, Instance]
+) -> list[Sample]:
+    instance = instances[entry["annotation_id"]]
+    if not instance.has_mask:
+        return []
+    return [
+        Sample(photo, instance, str(text), "written", "written") for text in entry["expressions"]
+    ]

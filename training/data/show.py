@@ -1,0 +1,117 @@
+"""`python -m training.data.show`: a sheet of photos with masks and the phrases that mean them."""
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cris_edge.errors import CrisEdgeError
+from training.data.samples import Sample, load_samples
+from training.errors import DataError
+
+TILE = 400
+LINE = 17
+LINES = 14
+_COLOURS = ((66, 135, 245), (80, 200, 80), (220, 120, 50), (200, 80, 200), (40, 200, 220),
+            (120, 120, 240), (180, 180, 60), (150, 90, 160))  # fmt: skip
+
+Picture = NDArray[np.uint8]
+
+
+def tile(samples: Sequence[Sample]) -> Picture:
+    """One photo with its masks tinted and its phrases below, in the colour of their masks.
+
+    Args:
+        samples: of one photo; phrases beyond `LINES` are left out.
+
+    Returns:
+        (TILE + LINES * LINE, TILE, 3) uint8 BGR.
+    """
+    photo, shown = samples[0].photo, samples[:LINES]
+    picture = photo.read()
+    ids = list(dict.fromkeys(sample.instance.id for sample in shown))
+    colours = {key: _COLOURS[i % len(_COLOURS)] for i, key in enumerate(ids)}
+    for sample in {sample.instance.id: sample for sample in shown}.values():
+        _tint(picture, sample.instance.mask(), colours[sample.instance.id])
+    scale = TILE / max(photo.width, photo.height)
+    size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
+    canvas = np.full((TILE + LINES * LINE, TILE, 3), 255, np.uint8)
+    canvas[: size[1], : size[0]] = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    for row, sample in enumerate(shown):
+        where = (4, size[1] + row * LINE + 14)
+        text = f"{sample.text}  ({sample.kind})"
+        dark = tuple(int(0.7 * value) for value in colours[sample.instance.id])
+        cv2.putText(canvas, text, where, cv2.FONT_HERSHEY_SIMPLEX, 0.45, dark, 1, cv2.LINE_AA)
+    return canvas
+
+
+def _tint(picture: Picture, mask: NDArray[np.bool_], colour: tuple[int, int, int]) -> None:
+    picture[mask] = (0.6 * picture[mask] + 0.4 * np.array(colour)).astype(np.uint8)
+    outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(picture, outlines, -1, colour, 2)
+
+
+def sheet(samples: Sequence[Sample], columns: int, rows: int, seed: int) -> Picture:
+    """Tiles of photos drawn at random, phrases in random order; (H, W, 3) uint8 BGR."""
+    if not samples:
+        raise DataError("there is no sample to show")
+    rng = np.random.default_rng(seed)
+    groups: dict[Path, list[Sample]] = {}
+    for index in rng.permutation(len(samples)):
+        groups.setdefault(samples[index].photo.path, []).append(samples[index])
+    paths = sorted(groups)
+    chosen = [paths[i] for i in rng.permutation(len(paths))[: columns * rows]]
+    tiles = [tile(groups[path]) for path in chosen]
+    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
+    lines = [np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
+    return np.asarray(np.vstack(lines), np.uint8)
+
+
+def save_picture(path: Path, picture: Picture) -> None:
+    """Write a picture whole or not at all; the ending of the name says the format."""
+    try:
+        good, coded = cv2.imencode(path.suffix or ".png", picture)
+    except cv2.error:
+        good = False
+    if not good:
+        raise DataError(f"the output should end in .png or .jpg, but is {path}")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(coded.tobytes())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 0, or 2 after a line on stderr."""
+    parser = argparse.ArgumentParser(prog="training.data.show", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="data folder")
+    parser.add_argument("--split", choices=("train", "val", "boxes"), default="val")
+    parser.add_argument("--which", choices=("derived", "written", "both"), default="derived")
+    parser.add_argument("--columns", type=int, default=4)
+    parser.add_argument("--rows", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("-o", "--output", type=Path, default=Path("sheet.png"))
+    options = parser.parse_args(arguments)
+    try:
+        samples = load_samples(options.data, options.split, options.which, seed=options.seed)
+        picture = sheet(samples, options.columns, options.rows, options.seed)
+        save_picture(options.output, picture)
+    except (CrisEdgeError, OSError) as error:
+        print(f"training.data.show: {error}", file=sys.stderr)
+        return 2
+    print(f"{options.output}: {len(samples)} samples in {options.split}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""What the student is taught: the mask, which of several things, and what things are called."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
+    """Mean of `values` over the pixels (last two axes) where `valid`; 0 where none is."""
+    return (values * valid).sum((-2, -1)) / valid.sum((-2, -1)).clamp(min=1)
+
+
+def cross_entropy(logits: Tensor, masks: Tensor, valid: Tensor) -> Tensor:
+    """Binary cross-entropy of each phrase, the paper's loss: (N, h, w) three times to (N,)."""
+    losses = F.binary_cross_entropy_with_logits(logits, masks, reduction="none")
+    return masked_mean(losses, valid)
+
+
+def dice(logits: Tensor, masks: Tensor, valid: Tensor) -> Tensor:
+    """One minus the soft Dice coefficient of each phrase (V-Net, arXiv 1606.04797): (N,).
+
+    Cross-entropy counts pixels and forgets small things; this counts things. Phrases that fit
+    nothing have no Dice and come out as 0.
+    """
+    probability = logits.sigmoid() * valid
+    target = masks * valid
+    overlap = (probability * target).sum((-2, -1))
+    total = probability.sum((-2, -1)) + target.sum((-2, -1))
+    return torch.where(target.sum((-2, -1)) > 0, 1 - (2 * overlap + 1) / (total + 1), 0)
+
+
+def which(logits: Tensor, masks: Tensor, valid: Tensor, distinct: Tensor) -> Tensor:
+    """Phrases of one photo compete for each pixel, so that only one of them gets it.
+
+    Softmax over the photo's phrases and "none of them" (logit 0). Naming a rival's pixels then
+    costs even where the class is right, which cross-entropy of each phrase by itself hardly shows.
+
+    Args:
+        logits: (B, K, h, w), K phrases of each photo.
+        masks: the same shape, 0 or 1.
+        valid: (B, h, w), pixels that count.
+        distinct: (B, K), whether a phrase names another instance than the phrases before it.
+    """
+    masks = masks * distinct[:, :, None, None]
+    logits = logits.masked_fill(~distinct.bool()[:, :, None, None], -1e4)
+    claims = masks.sum(1)
+    # Where instances overlap nobody can say whose the pixel is.
+    valid = valid * (claims <= 1)
+    target = torch.where(claims > 0, masks.argmax(1) + 1, 0)
+    everyone = torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1)
+    losses = F.cross_entropy(everyone, target, reduction="none")
+    return masked_mean(losses, valid).mean()
+
+
+class NounHead(nn.Module):
+    """Names every pixel of the photo's features by the text encoder's features of nouns.
+
+    Used in training alone. It teaches the image encoder and the text encoder one language for
+    *what* things are, before a phrase says *which*.
+    """
+
+    def __init__(self, channels: tuple[int, int, int], embed_dim: int):
+        super().__init__()
+        self.c4 = nn.Conv2d(channels[1], embed_dim, 1)
+        self.c5 = nn.Conv2d(channels[2], embed_dim, 1)
+        self.scale = nn.Parameter(torch.tensor(10.0))
+        self.background = nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, c4: Tensor, c5: Tensor, nouns: Tensor) -> Tensor:
+        """Logits (B, 1 + nouns, h, w) at stride 16, background first; nouns is (nouns, embed_dim)."""
+        up = F.interpolate(self.c5(c5), scale_factor=2.0, mode="bilinear", align_corners=False)
+        pixels = F.normalize(self.c4(c4) + up, dim=1)
+        similar = torch.einsum("behw,ne->bnhw", pixels, F.normalize(nouns, dim=1)) * self.scale
+        background = self.background.expand_as(similar[:, :1])
+        return torch.cat([background, similar], dim=1)
+
+
+def naming(logits: Tensor, categories: Tensor) -> Tensor:
+    """Cross-entropy of the nouns against a category map.
+
+    Args:
+        logits: (B, 1 + categories, h, w).
+        categories: (B, H, W) int64; 0 background, from 1 the categories, -1 not known.
+    """
+    logits = F.interpolate(logits, categories.shape[1:], mode="bilinear", align_corners=False)
+    known = (categories >= 0).sum().clamp(min=1)
+    total = F.cross_entropy(logits, categories, ignore_index=-1, reduction="sum")
+    return total / known

@@ -1,0 +1,6 @@
+"""CRIS (CVPR 2022) and its small students: one model, described by one configuration."""
+
+from training.model.config import CRISConfig
+from training.model.cris import CRIS
+
+__all__ = ["CRIS", "CRISConfig"]

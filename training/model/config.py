@@ -1,0 +1,130 @@
+"""Every size of a CRIS model, in one place."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class CRISConfig:
+    """The sizes of a CRIS model. The defaults are the paper's ResNet-50 model at 416 px.
+
+    A student is the same model with other parts: another image encoder, a smaller text encoder and
+    vocabulary, separable convolutions, fewer channels.
+    """
+
+    name: str = "cris_r50"
+    input_size: int = 416
+    """Side of the square input in pixels, a multiple of 32."""
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+    """Of the RGB channels, in units of [0, 1]."""
+
+    image_encoder: str = "clip_resnet"
+    """`clip_resnet`, or the name of a timm model whose features have strides 8, 16 and 32."""
+    vision_layers: tuple[int, ...] = (3, 4, 6, 3)
+    """CLIP ResNet only: blocks of each stage."""
+    vision_width: int = 64
+    """CLIP ResNet only: channels of the stem; the last stage has 32 times as many."""
+    vision_grid: int = 7
+    """CLIP ResNet only: side of the attention pool's positional embedding."""
+
+    embed_dim: int = 1024
+    """Channels of the sentence feature, and of C5 when the image encoder is CLIP's."""
+    word_len: int = 17
+    """Tokens of a phrase: 17 for RefCOCO and RefCOCO+, 22 for G-Ref."""
+    vocab_size: int = 49408
+    context_length: int = 77
+    """Rows of the text encoder's positional embedding; at least `word_len`."""
+    text_width: int = 512
+    text_layers: int = 12
+
+    neck_channels: tuple[int, int, int] = (256, 512, 1024)
+    """Channels at strides 8, 16 and 32; the middle one is the decoder's width."""
+    decoder_layers: int = 3
+    decoder_heads: int = 8
+    decoder_ffn: int = 2048
+    dropout: float = 0.1
+    projector_channels: tuple[int, int] = (512, 256)
+    """Channels of the projector's features at strides 8 and 4."""
+
+    separable: bool = False
+    """3x3 convolutions of neck and projector are depthwise followed by pointwise."""
+    detail: bool = False
+    """The projector also sees C3, which the published model does not: finer outlines."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that no model can have."""
+        if self.input_size % 32 or self.input_size <= 0:
+            raise ValueError(f"input_size must be a positive multiple of 32, not {self.input_size}")
+        if self.word_len > self.context_length:
+            raise ValueError(
+                f"word_len {self.word_len} is longer than context_length {self.context_length}"
+            )
+        if self.text_width % 64:
+            raise ValueError(f"text_width must be a multiple of 64, not {self.text_width}")
+        if self.decoder_width % (2 * self.decoder_heads) or self.decoder_width % 4:
+            raise ValueError(
+                f"the decoder's width {self.decoder_width} (neck_channels[1]) must be a multiple "
+                f"of 4 and of twice its {self.decoder_heads} heads"
+            )
+
+    @property
+    def decoder_width(self) -> int:
+        """Channels of the neck's result and of the decoder."""
+        return self.neck_channels[1]
+
+    def to_json(self) -> str:
+        """The configuration as a JSON object."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> CRISConfig:
+        """Read a configuration; names that are not ours are refused with the list of those that are.
+
+        Raises:
+            ValueError: a name is unknown or a size impossible.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - names):
+            raise ValueError(f"unknown sizes {unknown}; the model has {sorted(names)}")
+        # JSON and YAML know lists only.
+        as_tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**as_tuples)
+
+    @classmethod
+    def from_json(cls, text: str) -> CRISConfig:
+        """Read what `to_json` wrote."""
+        return cls.from_dict(json.loads(text))
+
+
+R50 = CRISConfig()
+R101 = dataclasses.replace(R50, name="cris_r101", vision_layers=(3, 4, 23, 3), embed_dim=512)
+STUDENT_S = CRISConfig(
+    name="cris_edge_s",
+    input_size=256,
+    # The encoder's weights expect [-1, 1].
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+    image_encoder="tf_efficientnet_lite0",
+    embed_dim=256,
+    context_length=17,
+    vocab_size=6144,
+    text_width=192,
+    text_layers=4,
+    neck_channels=(96, 192, 256),
+    decoder_layers=3,
+    decoder_heads=4,
+    decoder_ffn=768,
+    dropout=0.0,
+    projector_channels=(96, 64),
+    separable=True,
+    detail=True,
+)
+MODELS = {config.name: config for config in (R50, R101, STUDENT_S)}

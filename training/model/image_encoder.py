@@ -1,0 +1,109 @@
+"""Photo to features at strides 8, 16 and 32."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import timm
+import torch
+import torch.nn.functional as F
+from open_clip.modified_resnet import ModifiedResNet
+from torch import Tensor, nn
+
+from training.model.config import CRISConfig
+
+HEAD_WIDTH = 64
+"""Channels of an attention head in all of CLIP's towers."""
+
+Features = tuple[Tensor, Tensor, Tensor]
+
+
+class DenseAttentionPool(nn.Module):
+    """CLIP's attention pool turned dense: every position is query, key and value.
+
+    The class token is left out. A residual path (`connect`) is added before the ReLU; it is new, so
+    it starts at random. The weights keep CLIP's names and shapes.
+    """
+
+    def __init__(self, grid: int, inputs: int, outputs: int):
+        super().__init__()
+        self.heads = inputs // HEAD_WIDTH
+        self.grid = grid
+        # The first row is the class token's: unused here, kept so that weights keep their shape.
+        self.positional_embedding = nn.Parameter(torch.randn(grid**2 + 1, inputs) / inputs**0.5)
+        self.q_proj = nn.Linear(inputs, inputs)
+        self.k_proj = nn.Linear(inputs, inputs)
+        self.v_proj = nn.Linear(inputs, inputs)
+        self.c_proj = nn.Linear(inputs, outputs)
+        self.connect = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
+        )
+
+    def position_codes(self, height: int, width: int) -> Tensor:
+        """The positional embedding resized bicubically: (height * width, inputs)."""
+        codes = self.positional_embedding[1:].T.reshape(1, -1, self.grid, self.grid)
+        codes = F.interpolate(codes, (height, width), mode="bicubic", align_corners=False)
+        return codes.flatten(2)[0].T
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, inputs, h, w) to (B, outputs, h, w)."""
+        batch, _, height, width = features.shape
+        pixels = features.flatten(2).transpose(1, 2) + self.position_codes(height, width)
+
+        def heads(projection: nn.Linear) -> Tensor:
+            return projection(pixels).unflatten(2, (self.heads, HEAD_WIDTH)).transpose(1, 2)
+
+        attended = F.scaled_dot_product_attention(
+            heads(self.q_proj), heads(self.k_proj), heads(self.v_proj)
+        )
+        pooled = self.c_proj(attended.transpose(1, 2).flatten(2))
+        pooled = pooled.transpose(1, 2).reshape(batch, -1, height, width)
+        return F.relu(pooled + self.connect(features))
+
+
+class CLIPImageEncoder(nn.Module):
+    """CLIP's modified ResNet: C3, C4, and C5 from the dense attention pool."""
+
+    def __init__(self, config: CRISConfig):
+        super().__init__()
+        width = config.vision_width
+        self.channels = (8 * width, 16 * width, config.embed_dim)
+        self.trunk = ModifiedResNet(
+            list(config.vision_layers), config.embed_dim, width // 2, config.vision_grid * 32, width
+        )
+        self.trunk.attnpool = DenseAttentionPool(config.vision_grid, 32 * width, config.embed_dim)
+
+    def forward(self, image: Tensor) -> Features:
+        """(B, 3, H, W) normalised RGB to features at strides 8, 16, 32."""
+        trunk = self.trunk
+        c3 = trunk.layer2(trunk.layer1(trunk.stem(image)))
+        c4 = trunk.layer3(c3)
+        return c3, c4, trunk.attnpool(trunk.layer4(c4))
+
+
+class TimmImageEncoder(nn.Module):
+    """A convolutional network of timm, cut before its classifier."""
+
+    def __init__(self, config: CRISConfig):
+        super().__init__()
+        self.trunk = timm.create_model(
+            config.image_encoder, features_only=True, out_indices=(2, 3, 4)
+        )
+        strides = self.trunk.feature_info.reduction()
+        if strides != [8, 16, 32]:
+            raise ValueError(
+                f"{config.image_encoder}: expected features at strides [8, 16, 32], got {strides}"
+            )
+        self.channels = cast("tuple[int, int, int]", tuple(self.trunk.feature_info.channels()))
+
+    def forward(self, image: Tensor) -> Features:
+        """(B, 3, H, W) normalised RGB to features at strides 8, 16, 32."""
+        c3, c4, c5 = self.trunk(image)
+        return c3, c4, c5
+
+
+def build_image_encoder(config: CRISConfig) -> CLIPImageEncoder | TimmImageEncoder:
+    """The image encoder that the configuration names."""
+    if config.image_encoder == "clip_resnet":
+        return CLIPImageEncoder(config)
+    return TimmImageEncoder(config)
