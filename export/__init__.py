@@ -1,1 +1,1 @@
-
+"""From a checkpoint to bundles that the runtime runs."""

@@ -42,37 +42,43 @@ class Ellipse:
 
 
 @dataclass(frozen=True)
-class Truths:
+class _Truths:
     """The masks of samples, each instance once.
 
     `coarse` is (N, GRID²) float32, the share of every cell that the mask covers; `weight` (N,)
-    the share of the samples that mean the instance.
+    float32 the share of the samples that mean the instance.
     """
 
-    samples: tuple[Sample, ...]
     coarse: _Float
     weight: _Float
 
     @classmethod
-    def of(cls, samples: Sequence[Sample]) -> Truths:
-        """Draw the masks of samples, at least one."""
+    def of(cls, samples: Sequence[Sample]) -> _Truths:
         if not samples:
             raise DataError("expected at least one sample to fit an ellipse to, got none")
         counted: dict[tuple[str, int], list[Sample]] = {}
         for sample in samples:
             counted.setdefault((str(sample.photo.path), sample.instance.id), []).append(sample)
-        distinct = tuple(group[0] for group in counted.values())
         weight = np.array([len(group) for group in counted.values()], np.float32)
-        coarse = np.stack([_shrink(sample.instance.mask()) for sample in distinct])
-        return cls(distinct, coarse, weight / weight.sum())
+        coarse = np.stack([_shrink(group[0].instance.mask()) for group in counted.values()])
+        return cls(coarse, weight / weight.sum())
 
 
 def _shrink(mask: NDArray[np.bool_]) -> _Float:
     shares = cv2.resize(mask.astype(np.float32), (GRID, GRID), interpolation=cv2.INTER_AREA)
-    return shares.ravel().astype(np.float32, copy=False)
+    return np.asarray(shares.ravel(), np.float32)
 
 
-def best_ellipses(truths: Truths, keep: int = 1) -> list[Ellipse]:
+def best_ellipse(samples: Sequence[Sample]) -> Ellipse:
+    """The ellipse of highest mIoU on samples, judged by masks of 64 x 64 cells.
+
+    Raises:
+        DataError: there are no samples.
+    """
+    return _best_ellipses(_Truths.of(samples), 1)[0]
+
+
+def _best_ellipses(truths: _Truths, keep: int) -> list[Ellipse]:
     """The ellipses of highest mIoU on the coarse masks, best first.
 
     A grid over centres (0.2 to 0.8 of the photo) and half axes (0.08 to 0.8, a geometric row),
@@ -87,28 +93,39 @@ def best_ellipses(truths: Truths, keep: int = 1) -> list[Ellipse]:
     near: dict[Ellipse, None] = {}
     for one in found:
         moves = np.arange(-2, 3)
-        centres = one.cx + step * moves, one.cy + step * moves
-        grown = one.rx * growth**moves, one.ry * growth**moves
-        near |= dict.fromkeys(Ellipse(*map(float, p)) for p in _product(*centres, *grown))
+        grown = growth**moves
+        points = _product(
+            one.cx + step * moves, one.cy + step * moves, one.rx * grown, one.ry * grown
+        )
+        near |= dict.fromkeys(Ellipse(*map(float, point)) for point in points)
     return _search(truths, list(near), keep)
 
 
-def _product(*axes: NDArray[np.float64]) -> NDArray[np.float64]:
+def _product(*axes: NDArray[np.floating]) -> NDArray[np.floating]:
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(axes))
 
 
-def _search(truths: Truths, ellipses: Sequence[Ellipse], keep: int) -> list[Ellipse]:
+def _search(truths: _Truths, ellipses: Sequence[Ellipse], keep: int) -> list[Ellipse]:
     """The best of many by coarse mIoU, the intersections of all pairs as matrix products."""
     areas = truths.coarse.sum(axis=1, keepdims=True)
     means: list[float] = []
     for start in range(0, len(ellipses), 512):
-        block = [e.mask(GRID, GRID).ravel() for e in ellipses[start : start + 512]]
-        shapes = np.stack(block).astype(np.float32)
+        shapes = _draw(ellipses[start : start + 512])
         shared = truths.coarse @ shapes.T
         union = areas + shapes.sum(axis=1) - shared
         means += (truths.weight @ (shared / np.maximum(union, 1e-6))).tolist()
     order = np.argsort(-np.array(means), kind="stable")[:keep]
     return [ellipses[index] for index in order]
+
+
+def _draw(ellipses: Sequence[Ellipse]) -> _Float:
+    """What `Ellipse.mask` draws on the coarse grid, for many at once: (P, GRID²), 0 or 1."""
+    cx, cy, rx, ry = np.array([(e.cx, e.cy, e.rx, e.ry) for e in ellipses], np.float32).T
+    cells = (np.arange(GRID, dtype=np.float32) + 0.5) / GRID
+    across = ((cells - cx[:, None]) / rx[:, None]) ** 2
+    down = ((cells - cy[:, None]) / ry[:, None]) ** 2
+    inside = down[:, :, None] + across[:, None, :] <= 1
+    return np.asarray(inside.reshape(len(ellipses), -1), np.float32)
 
 
 def score_ellipse(samples: Sequence[Sample], ellipse: Ellipse) -> Scores:
@@ -124,7 +141,7 @@ def fit_ellipse(samples: Sequence[Sample], keep: int = 5) -> tuple[Ellipse, Scor
     The best few by coarse masks are judged again at the photos' resolution. Nothing that is blind
     to the photo and knows the answers scores more with an ellipse, but for the grid's fineness.
     """
-    best = best_ellipses(Truths.of(samples), keep)
+    best = _best_ellipses(_Truths.of(samples), keep)
     scored = [(ellipse, score_ellipse(samples, ellipse)) for ellipse in best]
     return max(scored, key=lambda pair: pair[1].miou)
 

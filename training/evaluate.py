@@ -19,6 +19,7 @@ import numpy as np
 from cris_edge import Segmenter
 from cris_edge.errors import CrisEdgeError
 from training.baselines import (
+    best_ellipse,
     fit_ellipse,
     score_ellipse,
     score_whole_photo,
@@ -29,7 +30,7 @@ from training.errors import DataError
 from training.evaluation import Evaluation, Pair, Record, evaluate_pairs, evaluate_samples
 from training.files import write_whole
 from training.metrics import Scores
-from training.predictor import describe, open_segmenter
+from training.predictor import open_segmenter
 from training.report import Baselines, Part, Report
 from training.sheet import draw_sheet
 
@@ -74,7 +75,9 @@ def evaluate(
         blind = None
         if baselines:
             shuffled = Scores.of(next(records).overlap for _ in chosen)
-            blind = _baselines(chosen, training[source], shuffled)
+            # Where the training split lacks this source, its other one has objects too.
+            known = training.get(source) or next(iter(training.values()))
+            blind = _baselines(chosen, known, shuffled)
         parts.append(Part(source, evaluation, blind))
     return parts
 
@@ -107,7 +110,7 @@ def _spread(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
 def _baselines(
     samples: Sequence[Sample], training: Sequence[Sample], shuffled: Scores
 ) -> Baselines:
-    learned, _ = fit_ellipse(training)
+    learned = best_ellipse(training)
     fitted, best = fit_ellipse(samples)
     return Baselines(
         training_ellipse=learned,
@@ -131,7 +134,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
     report = Report(
         model=str(arguments.model),
-        info=describe(segmenter),
+        info=segmenter.info,
         data=str(arguments.data),
         split=arguments.split,
         threshold=segmenter.threshold,

@@ -56,7 +56,7 @@ class Record:
 
     def mask(self) -> NDArray[np.bool_]:
         """Draw the prediction: bool (H, W) of the photo."""
-        return rle_codec.decode(self.prediction).astype(bool)
+        return np.asarray(rle_codec.decode(self.prediction), bool)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +160,8 @@ def evaluate_pairs(
     for index, (sample, _) in enumerate(pairs):
         photos.setdefault(str(sample.photo.path), []).append(index)
     records: dict[int, Record] = {}
-    for indices in tqdm(photos.values(), desc="photos", unit="photo", disable=not progress):
+    bar = tqdm(photos.values(), "evaluating", unit="photo", mininterval=1, disable=not progress)
+    for indices in bar:
         of_photo = _evaluate_photo(segmenter, [pairs[index] for index in indices])
         records.update(zip(indices, of_photo, strict=True))
     return tuple(records[index] for index in range(len(pairs)))
@@ -186,4 +187,5 @@ def _evaluate_photo(segmenter: Segmenter, pairs: Sequence[Pair]) -> Iterable[Rec
 
 def _encode(result: Segmentation) -> Mapping[str, Any]:
     """Hold the mask of a whole validation split in megabytes, not gigabytes."""
-    return rle_codec.encode(np.asfortranarray(result.mask, dtype=np.uint8))
+    run_lengths: dict[str, Any] = rle_codec.encode(np.asfortranarray(result.mask, np.uint8))
+    return run_lengths

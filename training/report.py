@@ -7,12 +7,16 @@ import datetime
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
+
+import cris_edge
+from cris_edge.segmenter import Info
 from training.baselines import Ellipse
 from training.evaluation import Evaluation, Record
 from training.metrics import Scores
@@ -28,7 +32,7 @@ METRICS = {
 }
 TITLES = {
     "derived": "Derived expressions (made by rule from the labels)",
-    "written": "Written expressions (by people, or as people write)",
+    "written": "Written expressions (made by looking at the photos)",
 }
 
 
@@ -82,8 +86,8 @@ class Report:
     """Everything that one run of `training.evaluate` found."""
 
     model: str
-    info: Mapping[str, Any]
-    """What the runtime says about itself: name, engine, version, precision, size, threads."""
+    info: Info
+    """What the runtime says about itself."""
     data: str
     split: str
     threshold: float
@@ -91,10 +95,12 @@ class Report:
 
     def text(self) -> str:
         """Tables for a terminal, figures in per cent."""
-        info = ", ".join(f"{name} {value}" for name, value in self.info.items())
+        info = self.info
+        threads = "its own choice" if info.threads is None else str(info.threads)
         head = [
             f"model      {self.model}",
-            f"run by     {info}",
+            f"           {info.model}, {info.precision}, {info.input_size} px",
+            f"engine     {info.engine} {info.engine_version}, threads: {threads}",
             f"data       {self.data}, split {self.split}",
             f"threshold  probability > {self.threshold:g}",
             *(f"{name:<9}  {meaning}" for name, meaning in METRICS.items()),
@@ -106,18 +112,22 @@ class Report:
         """The same, with every sample, versions, date and machine; figures in [0, 1]."""
         content = {
             "model": self.model,
-            "runtime": dict(self.info),
+            "runtime": dataclasses.asdict(self.info),
             "data": self.data,
             "split": self.split,
             "threshold": self.threshold,
             "metrics": METRICS,
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "machine": describe_machine(),
-            "versions": {name: version(name) for name in ("numpy", "opencv-python-headless")}
-            | {"python": platform.python_version()},
+            "versions": {
+                "cris_edge": cris_edge.__version__,
+                "python": platform.python_version(),
+                "numpy": np.__version__,
+                "opencv": cv2.__version__,
+            },
             "expressions": {part.source: _part_dict(part) for part in self.parts},
         }
-        return json.dumps(content, indent=1, default=str) + "\n"
+        return json.dumps(content, indent=1) + "\n"
 
 
 def _table(part: Part) -> str:
@@ -129,7 +139,7 @@ def _table(part: Part) -> str:
         *(_row(name, scores) for name, scores in part.evaluation.groups.items()),
     ]
     if part.baselines:
-        lines += ["Blind baselines on the same samples, all of them"]
+        lines += ["Blind baselines on the same samples"]
         lines += [_row(name, scores) for name, scores in part.baselines.rows().items()]
         lines += [_verdict(part, part.baselines)]
     return "\n".join(lines)

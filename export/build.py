@@ -1,0 +1,299 @@
+"""`python -m export.build`: from a checkpoint to a bundle that has been compared with torch.
+
+The checkpoint's batch norms are folded, its graphs written, described and compared; only a bundle
+that agrees is put in place. Whatever fails leaves what was there before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import platform
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cris_edge
+from cris_edge.bundle import Bundle, GraphSpec, write_specification, write_zip
+from cris_edge.errors import CrisEdgeError
+from export.errors import ExportError
+from export.graphs import Source, split
+from export.onnx import export_onnx
+from export.openvino import export_openvino
+from export.verify import MAX_LOGITS, MIN_MASKS, PHRASES, Agreement, find_photos, table, verify
+from export.weights import check_finite, count_batch_norms, fold_batch_norms, round_to_half
+from training import checkpoint
+from training.checkpoint import Checkpoint
+from training.model import CRIS
+from training.predictor import THRESHOLD
+
+PHOTOS = Path("samples/photos")
+TOKENIZER = "tokenizer.json"
+UNRECORDED = "not recorded in the checkpoint"
+Export = Callable[[Source, Path, str], None]
+TARGETS: dict[str, tuple[str, Export]] = {
+    "onnx": (".onnx", export_onnx),
+    "openvino": (".xml", export_openvino),
+}
+"""Suffix of the graphs' main files, and what writes one."""
+PRECISIONS = ("float32", "float16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One export."""
+
+    checkpoint: Path
+    out: Path
+    """The bundle's folder."""
+    target: str = "onnx"
+    precision: str = "float32"
+    photos: tuple[Path, ...] = (PHOTOS,)
+    """Photos or folders of them to compare on."""
+    licence: str | None = None
+    """Of the weights; None: the checkpoint's, else Apache-2.0."""
+    zip: bool = False
+    """Also as one file, the folder's name with `.zip`."""
+
+
+def build(job: Job, say: Callable[[str], None] = print) -> list[Agreement]:
+    """Export, compare, and put the bundle in place; an older one there is replaced.
+
+    Args:
+        job: what to export and where to.
+        say: takes the lines that tell what is done.
+
+    Returns:
+        The agreement with torch, one entry an engine.
+
+    Raises:
+        ExportError: the model cannot be exported or does not agree with torch, or the place is
+            taken by something else; nothing is left behind.
+        CheckpointError: the checkpoint is missing or damaged.
+        InputError: a photo cannot be read.
+    """
+    out = job.out.resolve()
+    _check_place(out, job.zip)
+    photos = find_photos(job.photos)
+    kept = checkpoint.load(job.checkpoint)
+    check_finite(kept.model)
+    _check_vocabulary(kept)
+    stored = _prepare(kept.model, job.precision, say)
+    # In the same file system as the bundle's place, so that a rename puts it there whole.
+    anchor = next(parent for parent in out.parents if parent.is_dir())
+    with tempfile.TemporaryDirectory(dir=anchor, prefix=f".{out.name}.") as workspace:
+        folder = Path(workspace) / out.name
+        folder.mkdir()
+        bundle = _write(folder, job, kept, stored, say)
+        agreements = verify(bundle, kept.model, stored, kept.tokenizer, photos)
+        say(f"agreement with torch (at most {MAX_LOGITS} and at least {MIN_MASKS:.1%}):")
+        say(table(agreements))
+        verified = {"verification": _verification(agreements, len(photos))}
+        bundle = write_specification(folder, dict(bundle.about) | verified)
+        _put_in_place(bundle, out, job.zip, Path(workspace), say)
+    return agreements
+
+
+def _check_place(out: Path, zipped: bool) -> None:
+    """Refuse to replace anything but a bundle."""
+    if out.exists() and not out.is_dir():
+        raise ExportError(f"{out}: expected a folder to write, this is a file")
+    if out.is_dir() and any(out.iterdir()) and not (out / "bundle.json").is_file():
+        raise ExportError(f"{out}: holds other files and no bundle; choose another --out")
+    if zipped and _zip_of(out).is_dir():
+        raise ExportError(f"{_zip_of(out)}: expected a file to write, this is a folder")
+
+
+def _zip_of(out: Path) -> Path:
+    return out.with_name(f"{out.name}.zip")
+
+
+def _check_vocabulary(kept: Checkpoint) -> None:
+    ids, rows = kept.tokenizer.end_id + 1, kept.model.config.vocab_size
+    if ids > rows:
+        raise ExportError(
+            f"the checkpoint's tokenizer has {ids} ids, its text encoder knows {rows}"
+        )
+
+
+def _prepare(model: CRIS, precision: str, say: Callable[[str], None]) -> CRIS:
+    """The model whose weights are stored."""
+    folded = fold_batch_norms(model)
+    before, after = count_batch_norms(model), count_batch_norms(folded)
+    say(f"{model.config.name}: {before - after} of {before} batch norms folded")
+    if precision == "float32":
+        return folded
+    say("weights rounded to float16; they are computed with in float32")
+    return round_to_half(folded)
+
+
+def _write(
+    folder: Path, job: Job, kept: Checkpoint, stored: CRIS, say: Callable[[str], None]
+) -> Bundle:
+    """Fill a folder with graphs, tokenizer and description."""
+    suffix, export = TARGETS[job.target]
+    specs = {}
+    for name, source in split(stored).items():
+        specs[name] = source.spec(name + suffix)
+        export(source, folder / specs[name].file, job.precision)
+        size = sum(path.stat().st_size for path in folder.glob(f"{name}.*"))
+        say(f"  {specs[name].file:14}{size / 1e6:8.2f} MB")
+    (folder / TOKENIZER).write_text(kept.tokenizer.to_json(), encoding="utf-8")
+    return write_specification(folder, _description(job, kept, specs))
+
+
+def _description(job: Job, kept: Checkpoint, specs: Mapping[str, GraphSpec]) -> dict[str, Any]:
+    """The fields of bundle.json; docs/bundle.md tells what they mean."""
+    config, notes = kept.model.config, kept.metadata
+    return {
+        "name": config.name,
+        "description": "CRIS: a photo and a phrase in, the mask of what the phrase means out",
+        "image": {
+            "size": config.input_size,
+            "mean": list(config.mean),
+            "std": list(config.std),
+            "interpolation": "cubic",
+            "border": "mean",
+            "colour": "RGB",
+        },
+        "text": {"tokenizer": TOKENIZER, "word_len": config.word_len},
+        "mask": {
+            "threshold": THRESHOLD,
+            "stride": 4,
+            "interpolation": "cubic",
+            "align_corners": True,
+        },
+        "precision": job.precision,
+        "graphs": {name: dataclasses.asdict(spec) for name, spec in specs.items()},
+        "licence": job.licence or notes.get("licence", "Apache-2.0"),
+        "training_data": notes.get("training_data", UNRECORDED),
+        "accuracy": _accuracy(notes),
+        "parameters": sum(parameter.numel() for parameter in kept.model.parameters()),
+        "versions": _versions(job.target, notes),
+        "created": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+    }
+
+
+def _accuracy(notes: Mapping[str, str]) -> dict[str, Any]:
+    text = notes.get("accuracy")
+    if text is None:
+        return {"note": UNRECORDED}
+    try:
+        figures = json.loads(text)
+    except ValueError:
+        figures = None
+    return figures if isinstance(figures, dict) else {"note": text}
+
+
+def _versions(target: str, notes: Mapping[str, str]) -> dict[str, str]:
+    """What made the bundle."""
+    packages = ["torch", "onnx", "onnxscript"] + (["openvino"] if target == "openvino" else [])
+    versions = {"cris_edge": cris_edge.__version__, "python": platform.python_version()}
+    versions |= {package: importlib.metadata.version(package) for package in packages}
+    return versions | ({"trained_with_torch": notes["torch"]} if "torch" in notes else {})
+
+
+def _verification(agreements: Sequence[Agreement], photos: int) -> dict[str, Any]:
+    return {
+        "photos": photos,
+        "phrases": list(PHRASES),
+        "bounds": {"logits": MAX_LOGITS, "masks": MIN_MASKS},
+        "engines": [dataclasses.asdict(agreement) for agreement in agreements],
+    }
+
+
+def _put_in_place(
+    bundle: Bundle, out: Path, zipped: bool, workspace: Path, say: Callable[[str], None]
+) -> None:
+    """Rename the finished bundle to its place; the zip, which can fail, is finished before."""
+    archive = workspace / "bundle.zip"
+    if zipped:
+        write_zip(bundle, archive)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    size = bundle.size
+    if out.exists():
+        out.replace(workspace / "replaced")
+    try:
+        bundle.folder.replace(out)
+    except OSError:
+        if (workspace / "replaced").exists():
+            (workspace / "replaced").replace(out)
+        raise
+    say(f"{out}: {size / 1e6:.2f} MB")
+    if zipped:
+        archive.replace(_zip_of(out))
+        say(f"{_zip_of(out)}: {_zip_of(out).stat().st_size / 1e6:.2f} MB")
+
+
+EXAMPLES = """
+examples:
+  # the bundle that ships: ONNX, read by ONNX Runtime and OpenVINO, weights stored in half
+  python -m export.build --checkpoint runs/s/best.safetensors --target onnx \\
+      --precision float16 --out cris_edge/models/cris_edge_s
+
+  # OpenVINO's own files, as a folder (bundles/s_ov) and as one file (bundles/s_ov.zip)
+  python -m export.build --checkpoint runs/s/best.safetensors --target openvino \\
+      --out bundles/s_ov --zip
+
+  # compared on photos of your own instead of the samples
+  python -m export.build --checkpoint runs/s/best.safetensors --out bundles/s \\
+      --photos photos/ desk.jpg
+
+  # then
+  cris-edge predict samples/photos/000000196393.jpg "white cat" --bundle bundles/s -o overlay.png
+
+Every export is compared with torch at once, by every installed engine that reads it. When it does
+not agree, the command ends with status 2, and what was at --out stays as it was.
+docs/bundle.md describes the bundle.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    arguments = argparse.ArgumentParser(
+        prog="python -m export.build",
+        description="Turn a checkpoint into a bundle that the runtime runs, and prove it agrees.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = arguments.add_argument
+    add("--checkpoint", type=Path, required=True, help="a .safetensors file of training.train")
+    add("--target", choices=sorted(TARGETS), default="onnx", help="what to write (default: onnx)")
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="float16 stores the weights in half the space and still computes in float32",
+    )
+    add("--out", type=Path, required=True, help="the bundle's folder; an older bundle is replaced")
+    add("--zip", action="store_true", help="also write the bundle as one file, OUT.zip")
+    add(
+        "--photos",
+        type=Path,
+        nargs="+",
+        default=[PHOTOS],
+        metavar="PLACE",
+        help=f"photos, or folders of them, to compare on (default: {PHOTOS})",
+    )
+    add("--licence", help="of the weights (default: the checkpoint's, else Apache-2.0)")
+    return arguments
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; the result is its exit status."""
+    options = vars(parser().parse_args(arguments))
+    try:
+        build(Job(**options | {"photos": tuple(options["photos"])}))
+    except (CrisEdgeError, OSError) as error:
+        print(f"export.build: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,223 @@
+"""Every bundle is compared with torch at once, on real photos and phrases, by every engine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cris_edge import Segmenter
+from cris_edge.bundle import Bundle
+from cris_edge.engines import installed, open_engine
+from cris_edge.engines.base import Engine, Graph
+from cris_edge.letterbox import Letterbox
+from cris_edge.photo import Photo, as_photo
+from cris_edge.tokenizer import Tokenizer
+from export.errors import ExportError
+from training.model import CRIS
+from training.predictor import letterbox_of, torch_graphs, torch_segmenter
+
+MAX_LOGITS = 1e-3
+"""Greatest absolute difference of a logit from torch with the same weights."""
+MIN_MASKS = 0.999
+"""Least share of pixels on which the masks are those of the checkpoint in torch.
+
+Of every pair's pixels for float32. For float16, whose rounded weights are another model by a hair,
+of all pairs' pixels: a pale mask of one photo may move by more.
+"""
+PHRASES = (
+    "white cat",
+    "the person on the left",
+    "biggest animal",
+    "the second one from the right, behind the others, in a dark blue coat and with a red umbrella",
+    "sky",
+)
+"""Of one word and of several, and one that is cut at the model's token length."""
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+MAX_PHOTOS = 16
+"""Of a folder, spread evenly: agreement does not become surer with more."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far an engine's results are from torch's, over all pairs of photo and phrase."""
+
+    engine: str
+    version: str
+    pairs: int
+    logits: float
+    """Greatest absolute difference from torch with the weights as they are stored."""
+    logits_from_checkpoint: float
+    """The same from the checkpoint's own weights; more only where they were rounded."""
+    masks: float
+    """Share of pixels on which the mask is the checkpoint's, in the worst pair."""
+    masks_mean: float
+    """The same over all pairs."""
+    covered: int
+    """Pairs in which the checkpoint's mask is neither empty nor the whole photo."""
+
+    def holds(self, precision: str) -> bool:
+        """Within the bounds for that precision of the weights; what is no number is not."""
+        masks = self.masks if precision == "float32" else self.masks_mean
+        return self.logits <= MAX_LOGITS and masks >= MIN_MASKS
+
+
+def find_photos(places: Sequence[Path]) -> list[Path]:
+    """The photos to compare on: files as given, of each folder up to 16 spread evenly.
+
+    Raises:
+        ExportError: a place does not exist, or there is no photo at all.
+    """
+    found: list[Path] = []
+    for place in places:
+        if place.is_dir():
+            inside = sorted(p for p in place.iterdir() if p.suffix.lower() in SUFFIXES)
+            step = math.ceil(len(inside) / MAX_PHOTOS) or 1
+            found += inside[::step]
+        elif place.is_file():
+            found.append(place)
+        else:
+            raise ExportError(f"{place}: no such photo or folder of photos")
+    if not found:
+        names = ", ".join(map(str, places))
+        raise ExportError(f"{names}: expected photos ({', '.join(sorted(SUFFIXES))}), found none")
+    return found
+
+
+def verify(
+    bundle: Bundle, checkpoint: CRIS, stored: CRIS, tokenizer: Tokenizer, photos: Sequence[Path]
+) -> list[Agreement]:
+    """Compare a bundle with torch by every installed engine that reads it.
+
+    Args:
+        bundle: as written.
+        checkpoint: the model as it was loaded.
+        stored: the model whose weights the bundle holds: folded, perhaps rounded.
+        tokenizer: the checkpoint's.
+        photos: files, at least one; each is paired with every phrase of `PHRASES`.
+
+    Returns:
+        One result an engine, all within the bounds.
+
+    Raises:
+        ExportError: no engine is installed, or one does not agree.
+        InputError: a photo cannot be read.
+    """
+    kinds = {PurePath(graph.file).suffix for graph in bundle.graphs.values()}
+    engines = [engine for engine in map(open_engine, installed()) if kinds <= set(engine.suffixes)]
+    if not engines:
+        raise ExportError(
+            f"no engine for {', '.join(sorted(kinds))} is installed, so the export cannot be "
+            "checked; run: pip install 'cris-edge[export]'"
+        )
+    reference = _Reference(checkpoint, stored, tokenizer, bundle.threshold)
+    pixels = [as_photo(path) for path in photos]
+    expected = [reference.results(photo) for photo in pixels]
+    agreements = [_compare(engine, bundle, pixels, expected) for engine in engines]
+    if not all(agreement.holds(bundle.precision) for agreement in agreements):
+        raise ExportError(
+            f"{bundle.name}: the export does not agree with torch. Expected logits within "
+            f"{MAX_LOGITS} and masks on {MIN_MASKS:.1%} of pixels or more; got\n"
+            f"{table(agreements)}\nNothing was written"
+        )
+    return agreements
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """Torch's results for one photo: one entry a phrase."""
+
+    stored: list[NDArray[np.float32]]
+    checkpoint: list[NDArray[np.float32]]
+    masks: list[NDArray[np.bool_]]
+
+
+class _Reference:
+    """Torch, by way of the runtime's own photo and phrase preparation."""
+
+    def __init__(self, checkpoint: CRIS, stored: CRIS, tokenizer: Tokenizer, threshold: float):
+        self._segmenter = torch_segmenter(checkpoint, tokenizer, threshold)
+        self._prepare = letterbox_of(checkpoint.config), tokenizer, checkpoint.config.word_len
+        self._stored, self._checkpoint = torch_graphs(stored), torch_graphs(checkpoint)
+
+    def results(self, photo: Photo) -> _Expected:
+        return _Expected(
+            stored=_logits(self._stored, *self._prepare, photo),
+            checkpoint=_logits(self._checkpoint, *self._prepare, photo),
+            masks=[result.mask for result in self._segmenter.predict(photo, PHRASES)],
+        )
+
+
+def _logits(
+    graphs: Mapping[str, Graph],
+    letterbox: Letterbox,
+    tokenizer: Tokenizer,
+    word_len: int,
+    photo: Photo,
+) -> list[NDArray[np.float32]]:
+    features = graphs["photo"]({"image": letterbox.image(photo)})
+    texts = [
+        graphs["phrase"]({"tokens": tokenizer.encode(phrase, word_len)[None]}) for phrase in PHRASES
+    ]
+    results = [graphs["pair"](features | text)["logits"] for text in texts]
+    return [np.asarray(result, np.float32) for result in results]
+
+
+def _compare(
+    engine: Engine, bundle: Bundle, photos: Sequence[Photo], expected: Sequence[_Expected]
+) -> Agreement:
+    """One engine: its logits graph by graph, its masks by the runtime as a user calls it."""
+    graphs = {
+        name: engine.load(bundle.path(spec.file), spec, None)
+        for name, spec in bundle.graphs.items()
+    }
+    segmenter = Segmenter(bundle.folder, engine=engine.name)
+    prepare = bundle.letterbox, Tokenizer.load(bundle.path(bundle.tokenizer)), bundle.word_len
+    stored, checkpoint, masks, coverage = [], [], [], []
+    for photo, wanted in zip(photos, expected, strict=True):
+        logits = _logits(graphs, *prepare, photo)
+        stored += map(_distance, logits, wanted.stored)
+        checkpoint += map(_distance, logits, wanted.checkpoint)
+        results = segmenter.predict(photo, PHRASES)
+        masks += [
+            float((result.mask == mask).mean())
+            for result, mask in zip(results, wanted.masks, strict=True)
+        ]
+        coverage += [float(mask.mean()) for mask in wanted.masks]
+    return Agreement(
+        engine=engine.name,
+        version=engine.version,
+        pairs=len(masks),
+        # numpy's maximum, which keeps what is no number.
+        logits=float(np.max(stored)),
+        logits_from_checkpoint=float(np.max(checkpoint)),
+        masks=min(masks),
+        masks_mean=float(np.mean(masks)),
+        covered=sum(0 < share < 1 for share in coverage),
+    )
+
+
+def _distance(logits: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
+    return float(np.max(np.abs(logits - wanted)))
+
+
+def table(agreements: Sequence[Agreement]) -> str:
+    """The figures for people."""
+    lines = [
+        f"  {'engine':24}{'logits':>10}{'from checkpoint':>18}{'masks, worst':>15}{'mean':>11}"
+    ]
+    for one in agreements:
+        lines.append(
+            f"  {one.engine + ' ' + one.version:24}{one.logits:>10.1e}"
+            f"{one.logits_from_checkpoint:>18.1e}{one.masks:>15.3%}{one.masks_mean:>11.4%}"
+        )
+    first = agreements[0]
+    lines.append(
+        f"  over {first.pairs} pairs of photo and phrase; in {first.covered} the checkpoint's "
+        "mask covers a part of the photo"
+    )
+    return "\n".join(lines)

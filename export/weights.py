@@ -1,0 +1,94 @@
+"""What is done to a model's weights before export: checked, folded, rounded to half precision."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import fusion
+
+from export.errors import ExportError
+from training.model import CRIS
+
+MIN_HALF = 1024
+"""Values of a tensor from which on storing it in half precision is worth it."""
+
+
+def check_finite(model: CRIS) -> None:
+    """Refuse weights that no export can make good.
+
+    Raises:
+        ExportError: weights are infinite or no numbers; names them.
+    """
+    bad = [
+        name
+        for name, tensor in model.state_dict().items()
+        if tensor.is_floating_point() and not tensor.isfinite().all()
+    ]
+    if bad:
+        raise ExportError(
+            f"the checkpoint's weights must be finite numbers; {len(bad)} tensors are not: "
+            f"{', '.join(bad[:5])}. Training went astray: take an earlier checkpoint"
+        )
+
+
+def fold_batch_norms(model: CRIS) -> CRIS:
+    """A copy whose batch norms have gone into the convolutions and linear layers before them.
+
+    Exact in evaluation mode, up to rounding. A batch norm that follows no such layer stays.
+    """
+    folded = copy.deepcopy(model).eval()
+    for module in list(folded.modules()):
+        _fold_children(module)
+    return folded
+
+
+def count_batch_norms(model: nn.Module) -> int:
+    """How many batch norms a model has."""
+    return sum(isinstance(module, _BatchNorm) for module in model.modules())
+
+
+def _fold_children(parent: nn.Module) -> None:
+    """Fold what is declared side by side, which in these networks is also applied in turn."""
+    children = list(parent.named_children())
+    for (name, layer), (norm_name, norm) in itertools.pairwise(children):
+        if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            fused: nn.Module = fusion.fuse_conv_bn_eval(layer, norm)
+        elif isinstance(layer, nn.Linear) and isinstance(norm, nn.BatchNorm1d):
+            fused = fusion.fuse_linear_bn_eval(layer, norm)
+        else:
+            continue
+        setattr(parent, name, fused)
+        # timm's norms carry their activation with them.
+        rest = nn.Sequential(norm.drop, norm.act) if hasattr(norm, "act") else nn.Identity()
+        setattr(parent, norm_name, rest)
+
+
+def round_to_half(model: CRIS) -> CRIS:
+    """A copy whose large weights are values that float16 holds, so that storing them so is exact.
+
+    Small ones (biases, norms) stay: rounding them saves nothing and flips as many pixels of the
+    mask as rounding all the others.
+
+    Raises:
+        ExportError: a weight is beyond float16's range of 65504.
+    """
+    rounded = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, weight in rounded.named_parameters():
+            if weight.numel() >= MIN_HALF:
+                weight.copy_(_rounded(name, weight))
+    return rounded
+
+
+def _rounded(name: str, weight: Tensor) -> Tensor:
+    half = weight.half().float()
+    if not half.isfinite().all():
+        raise ExportError(
+            f"{name}: float16 holds values up to 65504, this weight reaches "
+            f"{weight.abs().max():.3g}; export with --precision float32"
+        )
+    return half

@@ -1,0 +1,300 @@
+"""Evaluation end to end: a small model, made-up photos, the runtime's own masks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from cris_edge import EngineError, Segmenter
+from cris_edge.tokenizer import Tokenizer
+from tests.scenes import small_model, small_tokenizer, write_bundle, write_folder
+from training import checkpoint
+from training.data.samples import Sample, load_samples
+from training.errors import CheckpointError, DataError
+from training.evaluate import evaluate, evaluate_samples, main, read_sources
+from training.evaluation import Evaluation, evaluate_pairs, group_names
+from training.metrics import iou
+from training.model import CRIS
+from training.predictor import THRESHOLD, letterbox_of, open_segmenter, torch_segmenter
+from training.sheet import draw_sheet, random_records, worst_records
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("scenes") / "data")
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return small_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: Tokenizer) -> CRIS:
+    return small_model(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def segmenter(model: CRIS, tokenizer: Tokenizer) -> Segmenter:
+    return torch_segmenter(model, tokenizer, threshold=0.5)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory, model: CRIS, tokenizer: Tokenizer) -> Path:
+    path = tmp_path_factory.mktemp("run") / "small.safetensors"
+    checkpoint.save(path, model, tokenizer, {})
+    return path
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory, model: CRIS, tokenizer: Tokenizer) -> Path:
+    folder = tmp_path_factory.mktemp("exported") / "bundle"
+    return write_bundle(folder, model, tokenizer, THRESHOLD).folder
+
+
+@pytest.fixture(scope="module")
+def samples(data: Path) -> list[Sample]:
+    return load_samples(data, "val", "both")
+
+
+@pytest.fixture(scope="module")
+def evaluation(segmenter: Segmenter, samples: list[Sample]) -> Evaluation:
+    return evaluate_samples(segmenter, samples, progress=False)
+
+
+# --- torch through the runtime ---
+
+
+def test_a_model_in_torch_gives_through_the_runtime_what_it_gives_by_itself(
+    model: CRIS, tokenizer: Tokenizer, samples: list[Sample]
+) -> None:
+    segmenter, photo = torch_segmenter(model, tokenizer), samples[0].photo.read()
+    phrases = ["the dog", "left car", "red"]
+    letterbox = letterbox_of(model.config)
+    tokens = [tokenizer.encode(phrase, model.config.word_len) for phrase in phrases]
+    with torch.no_grad():
+        logits = model(torch.tensor(letterbox.image(photo)), torch.tensor(np.stack(tokens)))
+    for result, own in zip(segmenter.predict(photo, phrases), logits.numpy(), strict=True):
+        expected = letterbox.restore(own[0], *photo.shape[:2])
+        np.testing.assert_allclose(result.probability, expected, atol=1e-5)
+    assert segmenter.threshold == 0.35
+    assert segmenter.info.engine == "torch"
+
+
+def test_weights_that_change_are_seen_and_a_model_in_training_is_refused(
+    tokenizer: Tokenizer, samples: list[Sample]
+) -> None:
+    model, photo = small_model(tokenizer, seed=3), samples[0].photo.read()
+    segmenter = torch_segmenter(model, tokenizer)
+    before = segmenter.predict(photo, "dog").probability
+    with torch.no_grad():
+        for parameter in model.projector.parameters():
+            parameter.mul_(3)
+    assert np.abs(segmenter.predict(photo, "dog").probability - before).max() > 1e-3
+    with pytest.raises(EngineError, match=r"eval\(\)"):
+        torch_segmenter(model.train(), tokenizer).predict(photo, "dog")
+
+
+def test_a_checkpoint_opens_as_the_model_that_was_saved(
+    saved: Path, model: CRIS, tokenizer: Tokenizer, samples: list[Sample]
+) -> None:
+    photo = samples[0].photo.read()
+    opened = open_segmenter(saved).predict(photo, "left car")
+    expected = torch_segmenter(model, tokenizer).predict(photo, "left car")
+    np.testing.assert_allclose(opened.probability, expected.probability, atol=1e-4)
+
+
+def test_what_cannot_be_opened_is_refused(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="torch runs, not openvino"):
+        open_segmenter(saved, engine="openvino")
+    with pytest.raises(CheckpointError, match="no such file"):
+        open_segmenter(tmp_path / "none.safetensors")
+
+
+# --- records ---
+
+
+def test_records_hold_what_the_runtime_predicts(
+    segmenter: Segmenter, samples: list[Sample], evaluation: Evaluation
+) -> None:
+    assert [record.sample for record in evaluation.records] == samples
+    for record in evaluation.records[::5]:
+        sample = record.sample
+        result = segmenter.predict(str(sample.photo.path), sample.text)
+        truth = sample.instance.mask()
+        np.testing.assert_array_equal(record.mask(), result.mask)
+        assert record.iou == iou(result.mask, truth)
+        assert record.inter == (result.mask & truth).sum()
+        assert record.union == (result.mask | truth).sum()
+        assert record.score == pytest.approx(result.score)
+        assert record.coverage == pytest.approx(result.mask.mean())
+        assert record.truth_share == pytest.approx(truth.mean())
+    assert evaluation.scores.miou == pytest.approx(np.mean([r.iou for r in evaluation.records]))
+
+
+def test_the_order_of_samples_is_kept_and_changes_nothing(
+    segmenter: Segmenter, samples: list[Sample], evaluation: Evaluation
+) -> None:
+    order = np.random.default_rng(0).permutation(len(samples))
+    records = evaluate_samples(segmenter, [samples[i] for i in order], progress=False).records
+    assert [r.sample for r in records] == [samples[i] for i in order]
+    assert [r.iou for r in records] == [evaluation.records[i].iou for i in order]
+
+
+def test_samples_can_be_predicted_by_other_phrases(
+    segmenter: Segmenter, samples: list[Sample]
+) -> None:
+    (record,) = evaluate_pairs(segmenter, [(samples[0], "the dog")], progress=False)
+    expected = segmenter.predict(samples[0].photo.read(), "the dog")
+    np.testing.assert_array_equal(record.mask(), expected.mask)
+    assert record.phrase == "the dog"
+
+
+def test_nothing_to_evaluate_is_refused(segmenter: Segmenter) -> None:
+    with pytest.raises(DataError, match="at least one sample"):
+        evaluate_samples(segmenter, [], progress=False)
+
+
+# --- groups ---
+
+
+def test_groups_follow_the_sample(samples: list[Sample]) -> None:
+    dog = next(s for s in samples if s.instance.category == "dog" and s.kind == "category")
+    assert group_names(dog, 0.02) == [
+        "all", "kind: category", "area < 3 %", "not a person", "no rival",
+    ]  # fmt: skip
+    car = next(s for s in samples if s.source == "written" and "left" in s.text)
+    assert group_names(car, 0.05) == [
+        "all", "area >= 3 %", "area 3 to 10 %", "not a person", "rival present",
+        "says left or right",
+    ]  # fmt: skip
+    assert "area > 10 %" in group_names(car, 0.2)
+
+
+def test_groups_of_one_property_split_the_samples(evaluation: Evaluation) -> None:
+    counts = {name: scores.count for name, scores in evaluation.groups.items()}
+    assert next(iter(counts)) == "all"
+    total = len(evaluation.records)
+    assert counts["rival present"] + counts["no rival"] == total
+    assert sum(n for name, n in counts.items() if name in ("area < 3 %", "area >= 3 %")) == total
+    derived = sum(record.sample.source == "derived" for record in evaluation.records)
+    assert sum(n for name, n in counts.items() if name.startswith("kind: ")) == derived
+
+
+# --- the whole evaluation ---
+
+
+def test_sources_stand_apart_and_baselines_are_of_the_same_samples(
+    segmenter: Segmenter, data: Path
+) -> None:
+    parts = evaluate(segmenter, data, baselines=True, progress=False)
+    assert [part.source for part in parts] == ["derived", "written"]
+    for part in parts:
+        assert {record.sample.source for record in part.evaluation.records} == {part.source}
+        assert part.baselines is not None
+        for scores in part.baselines.rows().values():
+            assert scores.count == len(part.evaluation.records)
+        better = part.baselines.better
+        assert better >= max(part.baselines.fitted.miou, part.baselines.shuffled.miou)
+        assert part.ratio == pytest.approx(part.evaluation.scores.miou / better)
+
+
+def test_a_limit_spreads_over_the_split(segmenter: Segmenter, data: Path) -> None:
+    (derived, written) = evaluate(segmenter, data, limit=4, progress=False)
+    assert len(derived.evaluation.records) == len(written.evaluation.records) == 4
+    assert len({r.sample.photo.path for r in written.evaluation.records}) == 4
+    assert derived.baselines is derived.ratio is None
+
+
+def test_data_without_written_expressions_have_derived_ones(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "own", scenes=2)
+    (folder / "expressions_written_val.json").unlink()
+    assert list(read_sources(folder, "val")) == ["derived"]
+    with pytest.raises(DataError, match="expected the split"):
+        read_sources(folder, "test")
+
+
+# --- sheets ---
+
+
+def test_the_worst_come_first_from_different_photos(evaluation: Evaluation) -> None:
+    worst = worst_records(evaluation.records, 3)
+    assert worst[0].iou == min(record.iou for record in evaluation.records)
+    assert [r.iou for r in worst] == sorted(r.iou for r in worst)
+    assert len({record.sample.photo.path for record in worst}) == 3
+
+
+def test_a_random_choice_repeats_by_its_seed(evaluation: Evaluation) -> None:
+    first = random_records(evaluation.records, 5, seed=1)
+    assert first == random_records(evaluation.records, 5, seed=1)
+    assert first != random_records(evaluation.records, 5, seed=2)
+    assert len(set(first)) == 5
+
+
+def test_a_sheet_is_a_picture_that_shows_photos(tmp_path: Path, evaluation: Evaluation) -> None:
+    path = tmp_path / "made" / "sheet.png"
+    draw_sheet(path, evaluation, count=3)
+    sheet = cv2.imread(str(path))
+    assert sheet is not None
+    height, width = sheet.shape[:2]
+    assert width > 1000
+    assert height > 500
+    assert np.any(np.all(sheet == (90, 90, 90), axis=2)), "the scenes' background is seen"
+    assert [p.name for p in path.parent.iterdir()] == ["sheet.png"]
+
+
+# --- the command ---
+
+
+def test_the_command_prints_and_writes_everything(
+    saved: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [
+        "--baselines",
+        "--json",
+        f"{tmp_path / 'r.json'}",
+        "--sheet",
+        f"{tmp_path / 's.png'}",
+    ]
+    assert main([str(saved), "--data", str(data), *options]) == 0
+    printed = capsys.readouterr().out
+    parts = ("Derived expressions", "Written expressions", "shuffled phrases", "whole photo")
+    terms = ("mIoU", "oIoU", "Pr@90", "split val", "probability > 0.35", "at least 1.5")
+    for words in (*parts, *terms):
+        assert words in printed
+    content = json.loads((tmp_path / "r.json").read_text())
+    for source in ("derived", "written"):
+        part = content["expressions"][source]
+        assert part["groups"]["all"]["count"] == len(part["samples"])
+        ious = [sample["iou"] for sample in part["samples"]]
+        assert part["groups"]["all"]["mIoU"] == pytest.approx(np.mean(ious), abs=1e-4)
+        assert (tmp_path / f"s-{source}.png").stat().st_size > 10_000
+    assert {"date", "machine", "versions", "threshold", "metrics"} <= content.keys()
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_a_bundle_scores_what_its_checkpoint_scores(
+    engine: str, bundle: Path, saved: Path, data: Path
+) -> None:
+    parts = evaluate(open_segmenter(saved), data, progress=False)
+    others = evaluate(open_segmenter(bundle, engine), data, progress=False)
+    for part, other in zip(parts, others, strict=True):
+        for record, same in zip(part.evaluation.records, other.evaluation.records, strict=True):
+            assert (record.sample.text, record.phrase) == (same.sample.text, same.phrase)
+            assert np.mean(record.mask() == same.mask()) > 0.999
+        assert other.evaluation.scores.miou == pytest.approx(part.evaluation.scores.miou, abs=1e-3)
+
+
+def test_the_module_runs_and_says_in_one_line_what_is_wrong(saved: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "training.evaluate", str(saved), "--data", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1

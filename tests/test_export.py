@@ -1,0 +1,439 @@
+"""Export end to end: small models of both kinds, both targets, both precisions, real engines."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cris_edge import EngineError, Segmenter
+from cris_edge.bundle import Bundle, sha256
+from cris_edge.tokenizer import Tokenizer
+from export.build import Job, build, main
+from export.errors import ExportError
+from export.graphs import Source, split
+from export.onnx import export_onnx
+from export.verify import MAX_PHOTOS, PHRASES, find_photos, verify
+from export.weights import count_batch_norms, fold_batch_norms, round_to_half
+from tests.scenes import small_model, small_tokenizer
+from training import checkpoint
+from training.model import CRIS
+from training.predictor import torch_segmenter
+
+SAMPLES = Path(__file__).parent.parent / "samples" / "photos"
+PHOTOS = (SAMPLES / "000000196393.jpg", SAMPLES / "000000000785.jpg")
+PARTS = ("clip_resnet", "student")
+NOTES = {
+    "accuracy": json.dumps({"split": "val", "mIoU": 12.5}),
+    "training_data": "made-up scenes",
+    "licence": "CC0-1.0",
+    "torch": "2.6.0",
+}
+
+
+def seasoned(model: CRIS) -> CRIS:
+    """Batch norms with statistics of their own, and logits that differ from pixel to pixel."""
+    generator = torch.Generator().manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            shape = module.running_mean.shape
+            module.running_mean.copy_(0.1 * torch.randn(shape, generator=generator))
+            module.running_var.copy_(1 + torch.rand(shape, generator=generator))
+    with torch.no_grad():
+        model.projector.kernel.weight.mul_(2)
+        model.projector.kernel.bias[-1] = -0.6
+    return model.eval()
+
+
+def make_model(parts: str, tokenizer: Tokenizer) -> CRIS:
+    model = small_model(tokenizer)
+    if parts == "student":
+        torch.manual_seed(0)
+        student = dataclasses.replace(
+            model.config,
+            name="small_student",
+            image_encoder="tf_efficientnet_lite0",
+            separable=True,
+            detail=True,
+        )
+        model = CRIS(student)
+    return seasoned(model)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other are slow on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return small_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def models(tokenizer: Tokenizer) -> dict[str, CRIS]:
+    return {parts: make_model(parts, tokenizer) for parts in PARTS}
+
+
+@pytest.fixture(scope="module")
+def checkpoints(
+    tmp_path_factory: pytest.TempPathFactory, models: dict[str, CRIS], tokenizer: Tokenizer
+) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for parts, model in models.items():
+        checkpoint.save(folder / f"{parts}.safetensors", model, tokenizer, NOTES)
+    return {parts: folder / f"{parts}.safetensors" for parts in models}
+
+
+Built = Callable[[str, str, str], Path]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, Path]) -> Built:
+    """Builds each bundle once."""
+    root, done = tmp_path_factory.mktemp("bundles"), {}
+
+    def get(parts: str, target: str, precision: str) -> Path:
+        out = root / f"{parts}_{target}_{precision}"
+        if out not in done:
+            job = Job(checkpoints[parts], out, target, precision, PHOTOS, zip=True)
+            done[out] = build(job, say=lambda line: None)
+        return out
+
+    return get
+
+
+def ways() -> list[tuple[str, str, str]]:
+    return [
+        (parts, target, precision)
+        for parts in PARTS
+        for target in ("onnx", "openvino")
+        for precision in ("float32", "float16")
+    ]
+
+
+# --- a bundle computes what the checkpoint does ---
+
+
+@pytest.mark.parametrize(("parts", "target", "precision"), ways())
+def test_every_engine_gives_the_masks_of_the_checkpoint(
+    built: Built,
+    models: dict[str, CRIS],
+    tokenizer: Tokenizer,
+    parts: str,
+    target: str,
+    precision: str,
+) -> None:
+    folder, phrases = built(parts, target, precision), ["white cat", "the man on the left, in red"]
+    wanted = torch_segmenter(models[parts], tokenizer).predict(PHOTOS[0], phrases)
+    assert any(0.01 < result.coverage < 0.99 for result in wanted)
+    engines = {"onnx": ("onnxruntime", "openvino"), "openvino": ("openvino",)}[target]
+    for engine in engines:
+        segmenter = Segmenter(folder, engine=engine, threads=1)
+        assert segmenter.info.precision == precision
+        for result, expected in zip(segmenter.predict(PHOTOS[0], phrases), wanted, strict=True):
+            tolerance = 1e-4 if precision == "float32" else 1e-2
+            np.testing.assert_allclose(result.probability, expected.probability, atol=tolerance)
+            assert (result.mask == expected.mask).mean() >= (
+                0.999 if precision == "float32" else 0.99
+            )
+
+
+def test_openvino_files_are_refused_by_onnx_runtime(built: Built) -> None:
+    with pytest.raises(EngineError, match=r"onnxruntime reads \.onnx"):
+        Segmenter(built("clip_resnet", "openvino", "float32"), engine="onnxruntime")
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+@pytest.mark.parametrize("parts", PARTS)
+def test_half_precision_saves_almost_half_of_the_graphs(
+    built: Built, parts: str, target: str
+) -> None:
+    def weights(precision: str) -> int:
+        folder = built(parts, target, precision)
+        suffixes = {".onnx", ".bin"}
+        return sum(path.stat().st_size for path in folder.iterdir() if path.suffix in suffixes)
+
+    assert weights("float16") < 0.65 * weights("float32")
+
+
+# --- what a bundle carries ---
+
+
+def test_the_description_tells_origin_accuracy_versions_and_proof(built: Built) -> None:
+    about = Bundle.open(built("clip_resnet", "onnx", "float16")).about
+    assert about["licence"] == "CC0-1.0"
+    assert about["training_data"] == "made-up scenes"
+    assert about["accuracy"] == {"split": "val", "mIoU": 12.5}
+    assert about["versions"]["torch"] == torch.__version__
+    assert about["versions"]["trained_with_torch"] == "2.6.0"
+    assert about["mask"]["threshold"] == 0.35
+    assert about["text"] == {"tokenizer": "tokenizer.json", "word_len": 8}
+    engines = {engine["engine"]: engine for engine in about["verification"]["engines"]}
+    assert set(engines) == {"onnxruntime", "openvino"}
+    for engine in engines.values():
+        assert engine["pairs"] == len(PHOTOS) * len(PHRASES)
+        assert engine["covered"] > 0
+        assert engine["logits"] <= 1e-3 < engine["logits_from_checkpoint"]
+
+
+def test_shapes_are_static_and_named_as_documented(built: Built) -> None:
+    graphs = Bundle.open(built("clip_resnet", "openvino", "float32")).graphs
+    shapes = {
+        name: [{t.name: (t.dtype, t.shape) for t in side} for side in (spec.inputs, spec.outputs)]
+        for name, spec in graphs.items()
+    }
+    features = {
+        "c3": ("float32", (1, 64, 8, 8)),
+        "c4": ("float32", (1, 128, 4, 4)),
+        "c5": ("float32", (1, 32, 2, 2)),
+    }
+    texts = {
+        "words": ("float32", (1, 8, 64)),
+        "sentence": ("float32", (1, 32)),
+        "padding": ("bool", (1, 8)),
+    }
+    assert shapes == {
+        "photo": [{"image": ("float32", (1, 3, 64, 64))}, features],
+        "phrase": [{"tokens": ("int64", (1, 8))}, texts],
+        "pair": [features | texts, {"logits": ("float32", (1, 1, 16, 16))}],
+    }
+
+
+def test_the_zip_holds_the_same_files(built: Built) -> None:
+    folder = built("student", "onnx", "float16")
+    packed = Bundle.open(folder.with_name(folder.name + ".zip"))
+    names = {path.name for path in folder.iterdir()}
+    assert names == {path.name for path in packed.folder.iterdir()}
+    assert all(sha256(folder / name) == sha256(packed.folder / name) for name in names)
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+def test_no_file_tells_of_the_machine_that_exported(built: Built, target: str) -> None:
+    folder = built("student", target, "float32")
+    places = (Path.cwd(), Path(__file__).parent.parent, Path.home(), folder.parent, Path("/tmp"))
+    words = [str(place).encode() for place in places] + [b"site-packages", b".py"]
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        # The tokenizer has ".py" as a byte pair; home may be "/".
+        found = [word for word in words if len(word) > 2 and word in content]
+        assert path.name == "tokenizer.json" or not found, path.name
+
+
+def test_graphs_hold_no_scatter_nodes_and_no_batch_norm_that_folds(built: Built) -> None:
+    folder = built("student", "onnx", "float32")
+    counts: dict[str, int] = {}
+    for name in ("photo", "phrase", "pair"):
+        model = onnx.load(folder / f"{name}.onnx")
+        assert model.opset_import[0].version >= 17
+        for node in model.graph.node:
+            counts[node.op_type] = counts.get(node.op_type, 0) + 1
+    assert not [kind for kind in counts if "Scatter" in kind]
+    # The gate's batch norm follows a product, not a convolution.
+    assert counts["BatchNormalization"] == 1
+    assert counts["LayerNormalization"] > 0
+
+
+# --- folding and rounding ---
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_folding_batch_norms_changes_no_result(models: dict[str, CRIS], parts: str) -> None:
+    model = models[parts]
+    folded = fold_batch_norms(model)
+    assert count_batch_norms(folded) == 1 < count_batch_norms(model)
+    torch.manual_seed(2)
+    image, tokens = torch.randn(2, 3, 64, 64), torch.tensor([[1510, 5, 9, 1511, 0, 0, 0, 0]] * 2)
+    with torch.no_grad():
+        difference = (folded(image, tokens) - model(image, tokens)).abs().max()
+    assert difference < 1e-4
+
+
+def test_rounding_leaves_the_model_alone_and_is_exact_the_second_time(
+    models: dict[str, CRIS],
+) -> None:
+    model = models["clip_resnet"]
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    rounded = round_to_half(model)
+    again = round_to_half(rounded).state_dict()
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(torch.equal(again[name], tensor) for name, tensor in rounded.state_dict().items())
+    large = [name for name, weight in rounded.named_parameters() if weight.numel() >= 1024]
+    assert all(torch.equal(again[name], again[name].half().float()) for name in large)
+    assert any(not torch.equal(again[name], before[name]) for name in large)
+
+
+# --- what fails leaves nothing ---
+
+
+def saved(path: Path, tokenizer: Tokenizer, damage: Callable[[CRIS], object]) -> Path:
+    model = seasoned(small_model(tokenizer))
+    with torch.no_grad():
+        damage(model)
+    checkpoint.save(path, model, tokenizer, {})
+    return path
+
+
+def scale(model: CRIS, factor: float) -> None:
+    model.projector.kernel.weight.mul_(factor)
+
+
+@pytest.mark.parametrize(
+    ("damage", "precision", "message"),
+    [
+        pytest.param(
+            lambda model: model.neck.c5[0].weight.fill_(float("nan")),
+            "float32",
+            r"finite.*neck\.c5\.0\.weight",
+            id="no numbers",
+        ),
+        pytest.param(
+            lambda model: scale(model, 1e6), "float32", "does not agree", id="huge logits"
+        ),
+        pytest.param(
+            lambda model: scale(model, 1e38), "float32", "does not agree", id="infinite logits"
+        ),
+        pytest.param(
+            lambda model: scale(model, 1e9), "float16", "65504.*float32", id="beyond half"
+        ),
+    ],
+)
+def test_a_model_that_cannot_be_exported_leaves_the_older_bundle(
+    tmp_path: Path,
+    tokenizer: Tokenizer,
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[CRIS], object],
+    precision: str,
+    message: str,
+) -> None:
+    path = saved(tmp_path / "bad.safetensors", tokenizer, damage)
+    out = tmp_path / "bundle"
+    out.mkdir()
+    (out / "bundle.json").write_text("the older one")
+    job = Job(path, out, "onnx", precision, PHOTOS[:1], zip=True)
+    with pytest.raises(ExportError, match=message):
+        build(job)
+    assert {entry.name for entry in tmp_path.iterdir()} == {"bad.safetensors", "bundle"}
+    assert [entry.name for entry in out.iterdir()] == ["bundle.json"]
+    assert (out / "bundle.json").read_text() == "the older one"
+
+
+def test_another_model_is_noticed(
+    built: Built, models: dict[str, CRIS], tokenizer: Tokenizer
+) -> None:
+    bundle = Bundle.open(built("clip_resnet", "onnx", "float32"))
+    verify(bundle, models["clip_resnet"], models["clip_resnet"], tokenizer, PHOTOS[:1])
+    other = seasoned(small_model(tokenizer, seed=5))
+    with pytest.raises(ExportError, match="does not agree with torch"):
+        verify(bundle, other, other, tokenizer, PHOTOS[:1])
+
+
+def test_an_older_bundle_is_replaced_whole(
+    tmp_path: Path, built: Built, checkpoints: dict[str, Path]
+) -> None:
+    out = tmp_path / "new" / "bundle"
+    out.mkdir(parents=True)
+    (out / "bundle.json").write_text("{}")
+    (out / "left.over").write_text("of another export")
+    build(Job(checkpoints["clip_resnet"], out, photos=PHOTOS[:1]), say=lambda line: None)
+    assert not (out / "left.over").exists()
+    assert [entry.name for entry in out.parent.iterdir()] == ["bundle"]
+    assert Bundle.open(out).precision == "float32"
+
+
+def test_folders_that_are_no_bundle_are_not_replaced(
+    tmp_path: Path, checkpoints: dict[str, Path]
+) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ExportError, match="holds other files"):
+        build(Job(checkpoints["student"], tmp_path, photos=PHOTOS))
+    with pytest.raises(ExportError, match="this is a file"):
+        build(Job(checkpoints["student"], tmp_path / "thesis.txt", photos=PHOTOS))
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+class Painter(nn.Module):
+    """Writes into a tensor, which ONNX can only tell by scatter nodes."""
+
+    def forward(self, image: Tensor, where: Tensor) -> Tensor:
+        """(1, 4) float32 and (2,) int64 to (1, 4)."""
+        painted = image.clone()
+        painted[:, where] = 1.0
+        return painted
+
+
+def test_scatter_nodes_are_refused_by_name(tmp_path: Path) -> None:
+    inputs = {"image": torch.zeros(1, 4), "where": torch.tensor([0, 2])}
+    with pytest.raises(ExportError, match=r"ScatterND \w+.*make them buffers"):
+        export_onnx(Source(Painter(), inputs, ("painted",)), tmp_path / "painter.onnx", "float32")
+    assert not list(tmp_path.iterdir())
+
+
+def test_split_describes_what_goes_in_and_out(models: dict[str, CRIS]) -> None:
+    spec = split(models["student"])["pair"].spec("pair.onnx")
+    assert [tensor.name for tensor in spec.inputs] == [
+        "c3", "c4", "c5", "words", "sentence", "padding",
+    ]  # fmt: skip
+    assert [tensor.name for tensor in spec.outputs] == ["logits"]
+
+
+# --- the command ---
+
+
+def test_photos_come_from_files_and_folders(tmp_path: Path) -> None:
+    for number in range(3 * MAX_PHOTOS):
+        (tmp_path / f"{number:03}.JPG").touch()
+    (tmp_path / "notes.txt").touch()
+    found = find_photos([tmp_path, PHOTOS[0]])
+    assert len(found) == MAX_PHOTOS + 1
+    assert found[-1] == PHOTOS[0]
+    with pytest.raises(ExportError, match="no such photo"):
+        find_photos([tmp_path / "nowhere"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ExportError, match="found none"):
+        find_photos([tmp_path / "empty"])
+
+
+def test_the_command_prints_sizes_and_agreement(
+    tmp_path: Path, checkpoints: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "bundle"
+    arguments = ["--checkpoint", str(checkpoints["clip_resnet"]), "--out", str(out), "--zip"]
+    status = main([*arguments, "--photos", str(PHOTOS[0]), "--licence", "MIT"])
+    printed = capsys.readouterr().out
+    assert status == 0
+    assert Bundle.open(out).about["licence"] == "MIT"
+    for word in ("photo.onnx", "phrase.onnx", "pair.onnx", "onnxruntime", "openvino", "MB"):
+        assert word in printed
+    assert {entry.name for entry in tmp_path.iterdir()} == {"bundle", "bundle.zip"}
+
+
+def test_the_command_ends_with_one_line_and_status_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = main(
+        ["--checkpoint", str(tmp_path / "none.safetensors"), "--out", str(tmp_path / "bundle"),
+         "--photos", str(PHOTOS[0])]
+    )  # fmt: skip
+    assert status == 2
+    assert capsys.readouterr().err.startswith("export.build: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_teaches_by_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    printed = capsys.readouterr().out
+    assert "python -m export.build --checkpoint" in printed
+    assert "--precision float16" in printed

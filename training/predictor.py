@@ -1,0 +1,127 @@
+"""A checkpoint or a bundle as the runtime's `Segmenter`, so that both are judged alike.
+
+A model in torch is wrapped as the three graphs that a bundle has. Everything around them, from the
+letterbox to the threshold, is the runtime's own code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cris_edge import EngineError, Segmenter
+from cris_edge.engines.base import Arrays, Graph
+from cris_edge.letterbox import Letterbox
+from cris_edge.segmenter import Info
+from cris_edge.tokenizer import Tokenizer
+from training import checkpoint
+from training.model import CRIS, CRISConfig
+
+THRESHOLD = 0.35
+"""Probability above which a pixel belongs to the mask, as the CRIS authors have it."""
+
+FEATURES = ("c3", "c4", "c5")
+PHRASE = ("words", "sentence", "padding")
+
+
+def open_segmenter(path: str | Path, engine: str = "auto", threads: int | None = None) -> Segmenter:
+    """Open what `training.evaluate` evaluates.
+
+    Args:
+        path: a bundle (folder or zip), or a checkpoint ending in `.safetensors`, which runs in
+            torch, on the GPU where there is one.
+        engine: of a bundle, as `Segmenter` takes it; a checkpoint takes `auto` or `torch`.
+        threads: None lets the engine choose. For a checkpoint it is torch's number of threads,
+            which holds for the whole process.
+
+    Raises:
+        CheckpointError: the checkpoint is missing or damaged.
+        BundleError: the bundle is.
+        EngineError: the engine does not run what `path` is.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        return Segmenter(path, engine=engine, threads=threads)
+    if engine not in ("auto", "torch"):
+        raise EngineError(
+            f"{path.name} is a checkpoint, which torch runs, not {engine}; "
+            "leave the engine out, or give a bundle made by export.build"
+        )
+    kept = checkpoint.load(path)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch_segmenter(kept.model.to(device), kept.tokenizer)
+
+
+def torch_segmenter(model: CRIS, tokenizer: Tokenizer, threshold: float = THRESHOLD) -> Segmenter:
+    """A segmenter that runs a model as it is at each call: weights may change in between.
+
+    The model stays where it is and is never switched by this: it must be in evaluation mode
+    whenever `predict` is called, which otherwise raises EngineError.
+    """
+    config = model.config
+    device = next(model.parameters()).device
+    place = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return Segmenter.from_graphs(
+        letterbox=letterbox_of(config),
+        tokenizer=tokenizer,
+        word_len=config.word_len,
+        threshold=threshold,
+        graphs=torch_graphs(model),
+        info=Info(
+            model=config.name,
+            precision="float32",
+            input_size=config.input_size,
+            engine="torch",
+            engine_version=f"{torch.__version__} ({place})",
+            threads=torch.get_num_threads() if device.type == "cpu" else None,
+        ),
+    )
+
+
+def letterbox_of(config: CRISConfig) -> Letterbox:
+    """How photos become this model's input."""
+    return Letterbox(size=config.input_size, mean=config.mean, std=config.std)
+
+
+def torch_graphs(model: CRIS) -> dict[str, Graph]:
+    """The graphs `photo`, `phrase` and `pair` of a bundle, computed by a model in torch."""
+    return {
+        "photo": _TorchGraph(model, model.encode_image, ("image",), FEATURES),
+        "phrase": _TorchGraph(model, model.encode_text, ("tokens",), PHRASE),
+        "pair": _TorchGraph(model, model.decode, (*FEATURES, *PHRASE), ("logits",)),
+    }
+
+
+class _TorchGraph:
+    """A part of a model with the interface of an engine's graph."""
+
+    def __init__(
+        self,
+        model: CRIS,
+        part: Callable[..., Tensor | tuple[Tensor, ...]],
+        inputs: tuple[str, ...],
+        outputs: tuple[str, ...],
+    ):
+        self._model, self._part = model, part
+        self._inputs, self._outputs = inputs, outputs
+
+    def __call__(self, inputs: Arrays) -> dict[str, NDArray[np.generic]]:
+        """Run the part where the model's parameters are."""
+        if self._model.training:
+            # Batch norm would take its statistics from this very photo, and keep them.
+            raise EngineError("the model is in training mode; call its eval() before predicting")
+        device = next(self._model.parameters()).device
+        with torch.inference_mode():
+            tensors = (torch.from_numpy(inputs[name]).to(device) for name in self._inputs)
+            result = self._part(*tensors)
+        results = (result,) if isinstance(result, Tensor) else result
+        return {
+            name: tensor.cpu().numpy() for name, tensor in zip(self._outputs, results, strict=True)
+        }
