@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import weakref
@@ -19,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cris_edge.errors import BundleError
+from cris_edge.files import whole_file
 from cris_edge.letterbox import Letterbox
 
 FORMAT, VERSION = "cris-edge-bundle", 1
@@ -121,18 +121,9 @@ def write_specification(folder: Path, fields: Mapping[str, Any]) -> Bundle:
 
 def write_zip(bundle: Bundle, path: str | Path) -> None:
     """Write a bundle as one zip file, whole or not at all."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name in (SPECIFICATION, *bundle.about["files"]):
-                archive.write(bundle.path(name), name)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with whole_file(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as zf:
+        for name in (SPECIFICATION, *bundle.about["files"]):
+            zf.write(bundle.path(name), name)
 
 
 def sha256(path: Path) -> str:

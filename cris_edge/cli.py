@@ -12,12 +12,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from cris_edge import __version__
 from cris_edge.engines import ENGINES, installed
-from cris_edge.errors import CrisEdgeError, InputError
+from cris_edge.errors import CrisEdgeError
+from cris_edge.files import write_image
 from cris_edge.photo import as_photo
 from cris_edge.segmentation import Segmentation, draw
 from cris_edge.segmenter import Segmenter
@@ -109,27 +109,6 @@ def as_json(result: Segmentation, segmenter: Segmenter, milliseconds: float) -> 
         "engine": segmenter.info.engine,
         "milliseconds": round(milliseconds, 1),
     }
-
-
-def write_image(path: Path, image: Any) -> None:
-    """Encode an image by its file's suffix and write it whole or not at all.
-
-    Raises:
-        InputError: the suffix is no image format, or the file cannot be written.
-    """
-    try:
-        encoded, content = cv2.imencode(path.suffix, image)
-    except cv2.error:
-        encoded = False
-    if not encoded:
-        raise InputError(f"{path}: no image format for {path.suffix!r}; use .png or .jpg")
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        temporary.write_bytes(content.tobytes())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def check(options: argparse.Namespace) -> int:

@@ -98,7 +98,8 @@ class Letterbox:
         Returns:
             (height, width) float32 in [0, 1].
         """
-        probability = 1 / (1 + np.exp(-logits.astype(np.float32)))
+        # The sigmoid, in a form that no logit makes overflow.
+        probability = np.exp(-np.logaddexp(np.float32(0), -logits.astype(np.float32)))
         rows = cubic_weights(logits.shape[0], self.size)
         columns = cubic_weights(logits.shape[1], self.size)
         square = rows @ probability @ columns.T

@@ -8,6 +8,7 @@ import logging
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -132,7 +133,7 @@ def strip(model: onnx.ModelProto) -> None:
     graph = model.graph
     del graph.value_info[:]
     nodes = [node for function in model.functions for node in function.node]
-    entries: Iterable = (*graph.node, *nodes, *graph.initializer, *graph.input, *graph.output)
+    entries: Iterable[Any] = (*graph.node, *nodes, *graph.initializer, *graph.input, *graph.output)
     for entry in (model, graph, *model.functions, *entries):
         entry.doc_string = ""
         del entry.metadata_props[:]

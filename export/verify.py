@@ -177,7 +177,10 @@ def _compare(
     }
     segmenter = Segmenter(bundle.folder, engine=engine.name)
     prepare = bundle.letterbox, Tokenizer.load(bundle.path(bundle.tokenizer)), bundle.word_len
-    stored, checkpoint, masks, coverage = [], [], [], []
+    stored: list[float] = []
+    checkpoint: list[float] = []
+    masks: list[float] = []
+    coverage: list[float] = []
     for photo, wanted in zip(photos, expected, strict=True):
         logits = _logits(graphs, *prepare, photo)
         stored += map(_distance, logits, wanted.stored)

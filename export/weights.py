@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,9 +63,12 @@ def _fold_children(parent: nn.Module) -> None:
         else:
             continue
         setattr(parent, name, fused)
-        # timm's norms carry their activation with them.
-        rest = nn.Sequential(norm.drop, norm.act) if hasattr(norm, "act") else nn.Identity()
-        setattr(parent, norm_name, rest)
+        setattr(parent, norm_name, _after(norm))
+
+
+def _after(norm: Any) -> nn.Module:
+    """What a norm does beside norming: timm's carry their activation with them."""
+    return nn.Sequential(norm.drop, norm.act) if hasattr(norm, "act") else nn.Identity()
 
 
 def round_to_half(model: CRIS) -> CRIS:

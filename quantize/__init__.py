@@ -1,1 +1,1 @@
-
+"""Distillation of CRIS into small students, and INT8: nothing here runs yet."""

@@ -16,9 +16,9 @@ from cris_edge import EngineError, Segmenter
 from cris_edge.tokenizer import Tokenizer
 from tests.scenes import small_model, small_tokenizer, write_bundle, write_folder
 from training import checkpoint
-from training.data.samples import Sample, load_samples
+from training.data.samples import Sample, load_samples, load_sources
 from training.errors import CheckpointError, DataError
-from training.evaluate import evaluate, evaluate_samples, main, read_sources
+from training.evaluate import evaluate, evaluate_samples, main
 from training.evaluation import Evaluation, evaluate_pairs, group_names
 from training.metrics import iou
 from training.model import CRIS
@@ -216,9 +216,9 @@ def test_a_limit_spreads_over_the_split(segmenter: Segmenter, data: Path) -> Non
 def test_data_without_written_expressions_have_derived_ones(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "own", scenes=2)
     (folder / "expressions_written_val.json").unlink()
-    assert list(read_sources(folder, "val")) == ["derived"]
-    with pytest.raises(DataError, match="expected the split"):
-        read_sources(folder, "test")
+    assert list(load_sources(folder, "val")) == ["derived"]
+    with pytest.raises(DataError, match="split should be one of"):
+        load_sources(folder, "test")
 
 
 # --- sheets ---

@@ -1,0 +1,1 @@
+"""From photos and phrases to a trained model."""

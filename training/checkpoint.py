@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cris_edge.files import whole_file
 from cris_edge.tokenizer import Tokenizer
 from training.errors import CheckpointError
 from training.model import CRIS, CRISConfig
@@ -50,7 +49,6 @@ def save(
         metadata: free text by name.
         extra: more tensors by name, for going on with the training.
     """
-    path = Path(path)
     tensors = {MODEL + name: tensor for name, tensor in model.state_dict().items()} | dict(
         extra or {}
     )
@@ -61,18 +59,8 @@ def save(
         "config": model.config.to_json(),
         "tokenizer": tokenizer.to_json(),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
+    with whole_file(path) as temporary:
         save_file(tensors, temporary, header)
-        with open(temporary, "rb") as written:  # noqa: PTH123 - fsync wants a descriptor
-            os.fsync(written.fileno())
-        Path(temporary).chmod(0o644)
-        os.replace(temporary, path)  # noqa: PTH105 - the atomic rename, by its name
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def load(path: str | Path) -> Checkpoint:
@@ -91,7 +79,7 @@ def load(path: str | Path) -> Checkpoint:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path}: damaged, or not a safetensors file: {error}. "
-            "A checkpoint of the CRIS authors' code goes through `training.evaluate --official`."
+            "A checkpoint of the CRIS authors' code goes through python -m training.convert first."
         ) from error
     if header.get("format") != FORMAT:
         raise CheckpointError(
@@ -102,7 +90,7 @@ def load(path: str | Path) -> Checkpoint:
         tokenizer = Tokenizer.from_json(header.pop("tokenizer"))
         own = {k.removeprefix(MODEL): v for k, v in tensors.items() if k.startswith(MODEL)}
         model.load_state_dict(own)
-    except (KeyError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: the header does not fit the tensors: {error}") from error
     extra = {name: tensor for name, tensor in tensors.items() if not name.startswith(MODEL)}
     return Checkpoint(model.eval(), tokenizer, header, extra)

@@ -12,12 +12,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Literal
 
 import numpy as np
 
 from cris_edge import Segmenter
 from cris_edge.errors import CrisEdgeError
+from cris_edge.files import whole_file
 from training.baselines import (
     best_ellipse,
     fit_ellipse,
@@ -25,10 +26,8 @@ from training.baselines import (
     score_whole_photo,
     shuffled_phrases,
 )
-from training.data.samples import Sample, Source, load_samples
-from training.errors import DataError
+from training.data.samples import Sample, load_sources
 from training.evaluation import Evaluation, Pair, Record, evaluate_pairs, evaluate_samples
-from training.files import write_whole
 from training.metrics import Scores
 from training.predictor import open_segmenter
 from training.report import Baselines, Part, Report
@@ -40,7 +39,7 @@ __all__ = ["Evaluation", "Record", "evaluate", "evaluate_samples"]
 def evaluate(
     segmenter: Segmenter,
     data: Path,
-    split: str = "val",
+    split: Literal["train", "val"] = "val",
     *,
     limit: int | None = None,
     baselines: bool = False,
@@ -60,7 +59,7 @@ def evaluate(
     Raises:
         DataError: the data are missing or not as they should be, or too few.
     """
-    samples = {s: _spread(found, limit) for s, found in read_sources(data, split).items()}
+    samples = {s: _spread(found, limit) for s, found in load_sources(data, split).items()}
     pairs: dict[str, list[Pair]] = {}
     for source, chosen in samples.items():
         pairs[source] = [(sample, sample.text) for sample in chosen]
@@ -69,7 +68,7 @@ def evaluate(
     everything = [pair for of_source in pairs.values() for pair in of_source]
     records = iter(evaluate_pairs(segmenter, everything, progress))
     parts: list[Part] = []
-    training = read_sources(data, "train") if baselines else {}
+    training = load_sources(data, "train") if baselines else {}
     for source, chosen in samples.items():
         evaluation = Evaluation(tuple(next(records) for _ in chosen))
         blind = None
@@ -80,25 +79,6 @@ def evaluate(
             blind = _baselines(chosen, known, shuffled)
         parts.append(Part(source, evaluation, blind))
     return parts
-
-
-def read_sources(data: Path, split: str) -> dict[str, list[Sample]]:
-    """The samples of a split by source; sources without any are left out.
-
-    Raises:
-        DataError: there are none at all, or the data are not as they should be.
-    """
-    if split not in ("train", "val"):
-        raise DataError(f"expected the split train or val, got {split!r}")
-    # Data of one's own may come without written expressions.
-    has_written = (data / f"expressions_written_{split}.json").is_file()
-    samples = load_samples(data, "val" if split == "val" else "train",
-                           "both" if has_written else "derived")  # fmt: skip
-    sources = {s: [one for one in samples if one.source == s] for s in get_args(Source)}
-    found = {source: chosen for source, chosen in sources.items() if chosen}
-    if not found:
-        raise DataError(f"{data}: the split {split} has no instance that a phrase can mean")
-    return found
 
 
 def _spread(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
@@ -142,7 +122,8 @@ def run(arguments: argparse.Namespace) -> None:
     )
     print(report.text())
     if arguments.json:
-        write_whole(arguments.json, report.json().encode())
+        with whole_file(arguments.json) as file:
+            file.write_text(report.json(), encoding="utf-8")
     if arguments.sheet:
         for path, part in zip(_sheet_paths(arguments.sheet, parts), parts, strict=True):
             draw_sheet(path, part.evaluation)

@@ -69,7 +69,7 @@ class NounHead(nn.Module):
         self.background = nn.Parameter(torch.tensor(0.0))
 
     def forward(self, c4: Tensor, c5: Tensor, nouns: Tensor) -> Tensor:
-        """Logits (B, 1 + nouns, h, w) at stride 16, background first; nouns is (nouns, embed_dim)."""
+        """C4, C5 and (N, embed_dim) nouns to (B, 1 + N, h, w) logits, background first."""
         up = F.interpolate(self.c5(c5), scale_factor=2.0, mode="bilinear", align_corners=False)
         pixels = F.normalize(self.c4(c4) + up, dim=1)
         similar = torch.einsum("behw,ne->bnhw", pixels, F.normalize(nouns, dim=1)) * self.scale

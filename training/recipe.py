@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,14 +75,23 @@ class Recipe:
             raise RecipeError(f"sizes: {error}") from error
 
 
+COUNTS = ("epochs", "photos", "phrases", "validate_every")
+"""Of which there must be one at least; no number of a recipe is negative."""
+SHARES = ("absent", "ema")
+"""At most 1."""
+
+
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and apply overrides of the form `name=value`, values as in YAML.
 
     Raises:
-        RecipeError: no such file, not YAML, an unknown name, or a value of another type.
+        RecipeError: no such file, not YAML, an unknown name, or a value of another type or range.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = {} if values is None else values
+        if not isinstance(values, dict):
+            raise RecipeError(f"{path}: expected lines of the form `name: value`, got {values!r}")
         for override in overrides:
             name, equals, value = override.partition("=")
             if not equals:
@@ -89,14 +99,14 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             values[name] = yaml.safe_load(value)
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not YAML: {error}") from error
     return _checked(values)
 
 
 def _checked(values: dict[str, Any]) -> Recipe:
     defaults = dataclasses.asdict(Recipe())
-    if unknown := sorted(set(values) - set(defaults)):
+    if unknown := sorted(str(name) for name in values if name not in defaults):
         raise RecipeError(f"unknown names {unknown}; a recipe has {', '.join(defaults)}")
     for name, value in values.items():
         wanted = (str, type(None)) if name == "pretrained" else (type(defaults[name]),)
@@ -107,4 +117,14 @@ def _checked(values: dict[str, Any]) -> Recipe:
                 f"{name}: expected {wanted[0].__name__}, got {value!r} ({type(value).__name__}). "
                 "Numbers with an exponent need a point in YAML: 6.0e-4"
             )
+        if isinstance(value, (int, float)):
+            _check_range(name, value)
     return Recipe(**values)
+
+
+def _check_range(name: str, value: float) -> None:
+    least, most = 1 if name in COUNTS else 0, 1 if name in SHARES else math.inf
+    # So written that a number that is none (.nan) is refused too.
+    if not least <= value <= most or math.isinf(value):
+        upper = "up" if math.isinf(most) else f"to {most}"
+        raise RecipeError(f"{name}: expected a number from {least} {upper}, got {value}")

@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cris_edge.files import write_image
 from training.evaluation import Evaluation, Record
-from training.files import write_whole
 
 _Picture = NDArray[np.uint8]
 _Colour = tuple[int, int, int]
@@ -37,7 +37,7 @@ _GOOD: _Colour = (80, 150, 50)
 
 
 def draw_sheet(path: str | Path, evaluation: Evaluation, count: int = 8, seed: int = 0) -> None:
-    """Write a PNG with the `count` worst samples and `count` random ones, whole or not at all.
+    """Write a picture with the `count` worst samples and `count` random ones, whole or not at all.
 
     The worst have the lowest IoU and, among equals, the largest object; one a photo. The same
     seed chooses the same random samples.
@@ -51,9 +51,7 @@ def draw_sheet(path: str | Path, evaluation: Evaluation, count: int = 8, seed: i
         _heading(f"{len(chosen)} at random (seed {seed})", legend=False),
         *_rows(chosen),
     ]
-    done, png = cv2.imencode(".png", np.vstack(sections))
-    assert done, "OpenCV always encodes a uint8 picture"
-    write_whole(path, png.tobytes())
+    write_image(path, np.vstack(sections))
 
 
 def worst_records(records: Sequence[Record], count: int) -> list[Record]:

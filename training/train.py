@@ -2,7 +2,7 @@
 
 Reads top to bottom: data, model, optimiser, then epochs. After each epoch the whole state is
 written to `last.safetensors`; `--resume` goes on from there. The best model by validation is kept
-in `best.safetensors`, figures in `log.jsonl`, and a sheet of overlays in `sheet.png`.
+in `best.safetensors`, figures in `log.jsonl`, and sheets of overlays in `sheet-*.png`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import json
 import math
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -47,7 +49,8 @@ class Trainer:
         else:
             load_clip(self.model, recipe.pretrained)
         self.nouns = losses.NounHead(self.model.image_encoder.channels, config.embed_dim)
-        self.model.to(device, memory_format=torch.channels_last)
+        # Twice as fast on a CPU.
+        self.model.to(memory_format=torch.channels_last).to(device)
         self.nouns.to(device)
         self.average = AveragedModel(
             self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True
@@ -92,15 +95,13 @@ class Trainer:
             words, sentence, padding = model.encode_text(
                 torch.cat([batch["tokens"], batch["nouns"]])
             )
-            repeated = (
-                f.repeat_interleave(phrases // len(batch["image"]), dim=0) for f in (c3, c4, c5)
-            )
+            count = phrases // len(batch["image"])
+            c3s, c4s, c5s = (f.repeat_interleave(count, dim=0) for f in (c3, c4, c5))
             logits = model.decode(
-                *repeated, words[:phrases], sentence[:phrases], padding[:phrases]
+                c3s, c4s, c5s, words[:phrases], sentence[:phrases], padding[:phrases]
             )
             named = self.nouns(c4, c5, sentence[phrases:])
         logits, masks = logits[:, 0].float(), batch["masks"]
-        count = phrases // len(batch["image"])
         valid = (~batch["ignore"]).float()
         each = valid.repeat_interleave(count, dim=0)
         weight = batch["weight"]
@@ -148,10 +149,14 @@ class Trainer:
         self.epoch += 1
         return {name: value / len(loader) for name, value in sums.items()}
 
+    @property
+    def averaged(self) -> CRIS:
+        """The model whose weights are the moving average, in evaluation mode."""
+        return cast("CRIS", self.average.module).eval()
+
     def validate(self) -> dict[str, Evaluation]:
         """The averaged model on the validation photos; derived and written expressions apart."""
-        model = self.average.module.eval()
-        segmenter = torch_segmenter(model, self.data.tokenizer)
+        segmenter = torch_segmenter(self.averaged, self.data.tokenizer)
         return {
             name: evaluate_samples(segmenter, samples)
             for name, samples in self.data.validation.items()
@@ -192,20 +197,22 @@ class Trainer:
         self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
 
 
-def keep_best(trainer: Trainer, figures: dict[str, float], out: Path, sources: str) -> None:
+def keep_best(trainer: Trainer, evaluations: dict[str, Evaluation], out: Path) -> None:
     """Write the averaged model as `best.safetensors` when it is the best by validation mIoU."""
+    figures = {name: e.scores.miou for name, e in evaluations.items()}
     score = sum(figures.values()) / len(figures)
     if score <= trainer.best:
         return
     trainer.best = score
     metadata = {
-        "training_data": sources,
-        "accuracy": json.dumps({"split": "val", "metric": "mIoU", "epoch": trainer.epoch} | figures),
+        "training_data": trainer.data.sources,
+        "accuracy": json.dumps(
+            {"split": "val", "metric": "mIoU", "epoch": trainer.epoch} | figures
+        ),
         "recipe": json.dumps(dataclasses.asdict(trainer.recipe)),
         "torch": torch.__version__,
     }
-    model = trainer.average.module
-    checkpoint.save(out / "best.safetensors", model, trainer.data.tokenizer, metadata)
+    checkpoint.save(out / "best.safetensors", trainer.averaged, trainer.data.tokenizer, metadata)
 
 
 def append_line(path: Path, record: dict) -> None:
@@ -231,25 +238,42 @@ def train(recipe: Recipe, out: Path, resume: bool) -> None:
         record |= {"epoch": trainer.epoch, "seconds": round(time.perf_counter() - begun, 1)}
         if trainer.epoch % recipe.validate_every == 0 or trainer.epoch == recipe.epochs:
             evaluations = trainer.validate()
-            figures = {name: e.scores.miou for name, e in evaluations.items()}
-            record["miou"] = figures
-            keep_best(trainer, figures, out, data.sources)
-            draw_sheet(out / "sheet.png", evaluations["written"])
+            record["val"] = {name: e.scores.as_dict() for name, e in evaluations.items()}
+            keep_best(trainer, evaluations, out)
+            for name, evaluation in evaluations.items():
+                draw_sheet(out / f"sheet-{name}.png", evaluation)
         trainer.save(last)
         append_line(out / "log.jsonl", record)
         tqdm.write(json.dumps(record))
 
 
-def main() -> int:
-    """Read the command line, train, and say in one line what is wrong if something is."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.train", description=__doc__.split("\n\n")[0] if __doc__ else ""
+EXAMPLE = """example:
+  python -m training.train --config training/configs/cris_edge_s.yaml --out runs/s data=/photos
+
+The names that a recipe has, their defaults and reasons are in training/recipe.py; docs/data.md
+tells how the data folder is laid out.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    arguments = argparse.ArgumentParser(
+        prog="python -m training.train",
+        description="Train a model by a recipe; on the GPU where there is one.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", required=True, help="a recipe, see training/configs/")
-    parser.add_argument("--out", type=Path, default=Path("runs/train"), help="default: %(default)s")
-    parser.add_argument("--resume", action="store_true", help="go on from OUT/last.safetensors")
-    parser.add_argument("overrides", nargs="*", help="name=value, e.g. data=/photos epochs=5")
-    arguments = parser.parse_args()
+    add = arguments.add_argument
+    add("--config", required=True, help="a recipe, see training/configs/")
+    add("--out", type=Path, default=Path("runs/train"), help="default: %(default)s")
+    add("--resume", action="store_true", help="go on from OUT/last.safetensors")
+    add("overrides", nargs="*", help="name=value, e.g. data=/photos epochs=5")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; one line on stderr and 2 where something is refused."""
+    arguments = parser().parse_args(argv)
     try:
         train(read_recipe(arguments.config, arguments.overrides), arguments.out, arguments.resume)
     except CrisEdgeError as error:
@@ -260,5 +284,3 @@ def main() -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
-
-

@@ -16,28 +16,30 @@ from cris_edge.tokenizer import Tokenizer
 from training.data.augment import Augmentation
 from training.data.dataset import PhotoDataset, collate, start_worker
 from training.data.nouns import CATEGORIES, NOUNS
-from training.data.samples import Sample, load_samples
+from training.data.samples import Sample, load_samples, load_sources
 from training.data.vocabulary import clip_merges, student_tokenizer
+from training.errors import DataError
 from training.recipe import Recipe
 
 WORDINGS = 3
 """Ways in which each derived fact is said."""
 
 
-class EpochSampler(Sampler[int]):
+class EpochSampler(Sampler[tuple[int, int]]):
     """Every photo once, some several times, in an order that (seed, epoch) fixes."""
 
     def __init__(self, repeats: Sequence[int], seed: int, epoch: int):
-        self.indices = np.repeat(np.arange(len(repeats)), repeats)
-        np.random.default_rng((seed, epoch)).shuffle(self.indices)
+        draws = [(photo, draw) for photo, times in enumerate(repeats) for draw in range(times)]
+        order = np.random.default_rng((seed, epoch)).permutation(len(draws))
+        self.draws = [draws[place] for place in order]
 
-    def __iter__(self) -> Iterator[int]:
-        """Indices of photos."""
-        return iter(self.indices.tolist())
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """(photo, draw): each draw of a photo has other phrases and changes."""
+        return iter(self.draws)
 
     def __len__(self) -> int:
         """Photos in an epoch."""
-        return len(self.indices)
+        return len(self.draws)
 
 
 @dataclass
@@ -53,7 +55,7 @@ class TrainingData:
     sources: str
     """In words, for whoever gets the model."""
 
-    def loader(self, recipe: Recipe, epoch: int) -> Iterator[dict[str, Tensor]] | _Batches:
+    def loader(self, recipe: Recipe, epoch: int) -> _Batches:
         """The batches of an epoch."""
         return _Batches(self, recipe, epoch)
 
@@ -111,7 +113,7 @@ def build_data(recipe: Recipe) -> TrainingData:
     """Read what a recipe trains on.
 
     Raises:
-        DataError: files are missing or not as they should be.
+        DataError: files are missing or not as they should be, or too few photos for one batch.
     """
     config = recipe.config()
     root = Path(recipe.data)
@@ -139,9 +141,10 @@ def build_data(recipe: Recipe) -> TrainingData:
     )
     whole = {str(sample.photo.path) for sample in labelled}
     repeats = [recipe.train_repeats if path in whole else 1 for path in dataset.paths]
-    validation = {
-        "derived": load_samples(root, "val", "derived"),
-        "written": load_samples(root, "val", "written"),
-    }
-    sources = f"{len(dataset)} photos of COCO with {len(samples)} referring expressions"
-    return TrainingData(tokenizer, dataset, repeats, validation, sources)
+    if sum(repeats) < recipe.photos:
+        raise DataError(
+            f"an epoch has {sum(repeats)} photos, fewer than the {recipe.photos} of one batch: "
+            "nothing would be trained"
+        )
+    sources = f"{len(dataset)} photos with {len(samples)} referring expressions"
+    return TrainingData(tokenizer, dataset, repeats, load_sources(root, "val"), sources)

@@ -171,7 +171,9 @@ class PhotoDataset(Dataset[dict[str, Any]]):
             for target in targets
         ]
         return {
-            "image": torch.from_numpy(self._input(picture, matrix)),
+            "image": torch.from_numpy(
+                self._letterbox.normalise(self._letterbox.warp(picture, matrix))
+            ),
             "tokens": torch.from_numpy(np.stack([self._encode(p.text) for p in phrases])),
             "masks": torch.from_numpy(np.stack(masks)),
             "ignore": torch.from_numpy(labels.crowds(side)),
@@ -183,19 +185,6 @@ class PhotoDataset(Dataset[dict[str, Any]]):
             ),
             "texts": [phrase.text for phrase in phrases],
         }
-
-    def _input(
-        self, picture: NDArray[np.uint8], matrix: NDArray[np.float64]
-    ) -> NDArray[np.float32]:
-        if self._augmentation is None:
-            return self._letterbox.normalise(self._letterbox.colour(picture))
-        size = self._letterbox.size
-        border = tuple(255.0 * value for value in self._letterbox.mean)
-        rgb = cv2.warpAffine(
-            cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), matrix, (size, size),
-            flags=cv2.INTER_CUBIC, borderValue=border,
-        )  # fmt: skip
-        return self._letterbox.normalise(np.asarray(rgb, np.uint8))
 
     def _encode(self, text: str) -> NDArray[np.int64]:
         if text not in self._ids:

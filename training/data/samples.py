@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from training.data.coco import Instance, Photo, read_json, read_photos
 from training.data.colours import name_colours
@@ -63,7 +63,8 @@ def load_samples(
     Args:
         data_root: folder with the JSON files, `photos/` and `boxes/`.
         split: "train", "val", or "boxes" (photos whose masks are mostly predicted).
-        which: phrases derived by rule, written by people, or both.
+        which: phrases derived by rule, written by people, or both: then data of one's own may
+            come without the file of written ones.
         seed: chooses the wordings of derived phrases.
         wordings: how many times every derived fact is worded (repetitions drop out).
         exclude_prefixes: photos whose names start so are left out.
@@ -77,9 +78,24 @@ def load_samples(
     if which in ("derived", "both"):
         for photo in photos:
             samples += derived_samples(photo, seed, wordings)
-    if which in ("written", "both"):
-        samples += written_samples(photos, root / f"expressions_written_{split}.json")
+    written = root / f"expressions_written_{split}.json"
+    if which == "written" or (which == "both" and written.is_file()):
+        samples += written_samples(photos, written)
     return samples
+
+
+def load_sources(data_root: str | Path, split: Literal["train", "val"]) -> dict[str, list[Sample]]:
+    """The samples of a split by source, for figures apart; a source without any is left out.
+
+    Raises:
+        DataError: there are none at all, or the data are not as they should be.
+    """
+    samples = load_samples(data_root, split)
+    sources = {s: [one for one in samples if one.source == s] for s in get_args(Source)}
+    found = {source: chosen for source, chosen in sources.items() if chosen}
+    if not found:
+        raise DataError(f"{data_root}: the split {split} has no instance that a phrase can mean")
+    return found
 
 
 def derived_samples(photo: Photo, seed: int = 0, wordings: int = 1) -> list[Sample]:

@@ -1,9 +1,7 @@
 """`python -m training.data.show`: a sheet of photos with masks and the phrases that mean them."""
 
 import argparse
-import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cris_edge.errors import CrisEdgeError
+from cris_edge.files import write_image
 from training.data.samples import Sample, load_samples
 from training.errors import DataError
 
@@ -73,24 +72,6 @@ def sheet(samples: Sequence[Sample], columns: int, rows: int, seed: int) -> Pict
     return np.asarray(np.vstack(lines), np.uint8)
 
 
-def save_picture(path: Path, picture: Picture) -> None:
-    """Write a picture whole or not at all; the ending of the name says the format."""
-    try:
-        good, coded = cv2.imencode(path.suffix or ".png", picture)
-    except cv2.error:
-        good = False
-    if not good:
-        raise DataError(f"the output should end in .png or .jpg, but is {path}")
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(coded.tobytes())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0, or 2 after a line on stderr."""
     parser = argparse.ArgumentParser(prog="training.data.show", description=__doc__)
@@ -105,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         samples = load_samples(options.data, options.split, options.which, seed=options.seed)
         picture = sheet(samples, options.columns, options.rows, options.seed)
-        save_picture(options.output, picture)
+        write_image(options.output, picture)
     except (CrisEdgeError, OSError) as error:
         print(f"training.data.show: {error}", file=sys.stderr)
         return 2

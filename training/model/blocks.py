@@ -57,7 +57,7 @@ def coordinates(height: int, width: int) -> Tensor:
 
 
 def sine_codes(length: int, width: int) -> Tensor:
-    """Sine position codes of "Attention Is All You Need": (length, width), sine and cosine in turn."""
+    """Sine position codes of "Attention Is All You Need": (length, width), sin, cos in turn."""
     rates = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
     angles = torch.arange(length)[:, None] * rates
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)

@@ -69,6 +69,8 @@ class CRISConfig:
             )
         if self.text_width % 64:
             raise ValueError(f"text_width must be a multiple of 64, not {self.text_width}")
+        if self.decoder_heads < 1:
+            raise ValueError(f"decoder_heads must be at least 1, not {self.decoder_heads}")
         if self.decoder_width % (2 * self.decoder_heads) or self.decoder_width % 4:
             raise ValueError(
                 f"the decoder's width {self.decoder_width} (neck_channels[1]) must be a multiple "
@@ -86,7 +88,7 @@ class CRISConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> CRISConfig:
-        """Read a configuration; names that are not ours are refused with the list of those that are.
+        """Read a configuration; unknown names are refused, with those that are known.
 
         Raises:
             ValueError: a name is unknown or a size impossible.
@@ -95,7 +97,9 @@ class CRISConfig:
         if unknown := sorted(set(values) - names):
             raise ValueError(f"unknown sizes {unknown}; the model has {sorted(names)}")
         # JSON and YAML know lists only.
-        as_tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        as_tuples: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
         return cls(**as_tuples)
 
     @classmethod

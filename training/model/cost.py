@@ -38,7 +38,10 @@ def table(config: CRISConfig) -> str:
     with torch.device("meta"):
         model = CRIS(config)
     costs = multiply_adds(model)
-    rows = [f"{config.name}, {config.input_size} px", f"{'part':<14}{'M params':>10}{'G mult-adds':>13}"]
+    rows = [
+        f"{config.name}, {config.input_size} px",
+        f"{'part':<14}{'M params':>10}{'G mult-adds':>13}",
+    ]
     for part in PARTS:
         count = parameters(model.get_submodule(part))
         rows.append(f"{part:<14}{count / 1e6:>10.2f}{costs[part] / 1e9:>13.2f}")

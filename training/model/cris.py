@@ -36,7 +36,7 @@ class CRIS(nn.Module):
         Args:
             state_dict: names as the authors' code saves them, with or without `module.`.
             word_len: tokens of a phrase; the shapes do not tell.
-            decoder_heads: heads of the decoder's attentions; the shapes do not tell (8 as published).
+            decoder_heads: heads of the decoder's attentions (8 as published); no shape tells them.
 
         Raises:
             CheckpointError: tensors are missing, surplus or of a wrong shape; all are listed.

@@ -33,7 +33,12 @@ class DecoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, pixels: Tensor, words: Tensor, padding: Tensor, pixel_codes: Tensor, word_codes: Tensor
+        self,
+        pixels: Tensor,
+        words: Tensor,
+        padding: Tensor,
+        pixel_codes: Tensor,
+        word_codes: Tensor,
     ) -> Tensor:
         """(B, P, width) pixels and (B, L, text_width) words to (B, P, width)."""
         normed = self.self_norm(pixels)

@@ -35,7 +35,9 @@ class Neck(nn.Module):
         self.lateral4 = conv(out4, out4, 3, separable)
         self.lateral3 = conv(out4, out4, 3, separable)
         self.aggregate = conv(3 * out4, out4)
-        self.coordinates = ConstantGrid(coordinates, config.input_size // 16, config.input_size // 16)
+        self.coordinates = ConstantGrid(
+            coordinates, config.input_size // 16, config.input_size // 16
+        )
         self.located = conv(out4 + 2, out4, 3, separable)
         self.final = conv(out4, out4, 3, separable)
 
@@ -48,5 +50,3 @@ class Neck(nn.Module):
         fused = self.aggregate(torch.cat(levels, dim=1))
         where = self.coordinates(*fused.shape[2:]).expand(fused.shape[0], -1, -1, -1)
         return self.final(self.located(torch.cat([fused, where], dim=1)))
-
-

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from training.errors import CheckpointError
-from training.model.config import CRISConfig
+from training.model.config import R50, R101, CRISConfig
 from training.model.cris import CRIS
+from training.model.pickles import refusal
 
 # Prefixes of the authors' names and ours. The first that fits is taken.
 RENAMES = {
@@ -58,7 +61,7 @@ def our_name(name: str) -> str:
 def read_config(
     state_dict: Mapping[str, Tensor], *, word_len: int, decoder_heads: int
 ) -> CRISConfig:
-    """Read every size from the tensors' shapes.
+    """Read every size from the tensors' shapes; the name is the published model's, else `cris`.
 
     Raises:
         CheckpointError: a tensor that tells a size is missing.
@@ -104,9 +107,18 @@ def read_config(
             f"sizes, are missing (in our names): {', '.join(absent)}"
         )
     try:
-        return CRISConfig.from_dict(sizes)
+        return _named(CRISConfig.from_dict(sizes))
     except ValueError as error:
         raise CheckpointError(f"the checkpoint's shapes make no model: {error}") from error
+
+
+def _named(config: CRISConfig) -> CRISConfig:
+    """The same sizes under the published model's name, where they are its sizes."""
+    for published in (R50, R101):
+        named = dataclasses.replace(config, name=published.name)
+        if named == dataclasses.replace(published, word_len=config.word_len):
+            return named
+    return config
 
 
 def convert(state_dict: Mapping[str, Tensor], model: CRIS) -> None:
@@ -130,24 +142,27 @@ def convert(state_dict: Mapping[str, Tensor], model: CRIS) -> None:
     model.load_state_dict(given)
 
 
-def read_official(path: str) -> dict[str, Tensor]:
+def read_official(path: str | Path) -> dict[str, Tensor]:
     """Read the tensors of an authors' checkpoint, `{"state_dict": {...}}` or the inner dictionary.
 
-    The only place where a pickle is read: tensors and plain containers alone are admitted.
+    A pickle, but tensors and plain containers alone are admitted: nothing in the file is run.
 
     Raises:
-        CheckpointError: the file cannot be read so.
+        CheckpointError: there is no such file, or it cannot be read so.
     """
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: no such file; expected a checkpoint written by torch.save")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
+        reason = refusal(error) or "damaged, or not written by torch.save"
         raise CheckpointError(
-            f"{path}: not a checkpoint of tensors and plain containers: {error}"
+            f"{path}: not a checkpoint of tensors and plain containers: {reason}"
         ) from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not all(
-        isinstance(value, Tensor) for value in content.values()
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
     ):
-        raise CheckpointError(f"{path}: expected a dictionary of tensors")
+        raise CheckpointError(f"{path}: expected a dictionary of tensors by their names")
     return content

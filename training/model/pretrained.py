@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from training.errors import CheckpointError
 from training.model.cris import CRIS
+from training.model.pickles import refusal
 
 log = logging.getLogger(__name__)
 
@@ -33,14 +34,15 @@ def load_clip(model: CRIS, pretrained: str | None) -> None:
         log.warning("%s: no CLIP weights given, both towers start at random", model.config.name)
         return
     if model.config.name not in CLIP_NAMES:
-        raise CheckpointError(
-            f"CLIP's weights fit {sorted(CLIP_NAMES)}, not {model.config.name!r}"
-        )
+        raise CheckpointError(f"CLIP's weights fit {sorted(CLIP_NAMES)}, not {model.config.name!r}")
     name = CLIP_NAMES[model.config.name]
     try:
         clip = open_clip.create_model(name, pretrained=pretrained)
     except Exception as error:
-        raise CheckpointError(f"open_clip cannot load {name} from {pretrained!r}: {error}") from error
+        reason = refusal(error) or error
+        raise CheckpointError(
+            f"open_clip cannot load {name} from {pretrained!r}: {reason}"
+        ) from error
     copy_towers(clip.state_dict(), model)
 
 

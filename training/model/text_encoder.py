@@ -25,6 +25,9 @@ class TextEncoder(nn.Module):
             # OpenAI's weights need it; GELU proper computes something else without a word.
             act_layer=QuickGELU,
         )
+        # Finite, since a moving average of the weights takes in the buffers, and between two
+        # infinities lies NaN. A score of -1e4 leaves as little behind: nothing.
+        self.tower.attn_mask.clamp_(min=-1e4)
         # CLIP's temperature: CRIS has no use for it, but checkpoints carry it.
         self.logit_scale = nn.Parameter(torch.tensor(2.6593), requires_grad=False)
 

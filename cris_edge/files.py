@@ -1,0 +1,57 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+
+from cris_edge.errors import InputError
+from cris_edge.photo import Photo
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """A temporary file beside `path` to write to; it takes the name `path` when the block ends.
+
+    When the block raises, nothing is left and what was at `path` stays. The folder of `path` is
+    made where it is missing.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_image(path: str | Path, image: Photo) -> None:
+    """Encode a (H, W, 3) uint8 BGR image by its file's suffix and write it.
+
+    Raises:
+        InputError: the suffix is no image format, or the file cannot be written.
+    """
+    path = Path(path)
+    try:
+        encoded, content = cv2.imencode(path.suffix, image)
+    except cv2.error:
+        encoded = False
+    if not encoded:
+        raise InputError(f"{path}: no image format for {path.suffix!r}; use .png or .jpg")
+    try:
+        with whole_file(path) as temporary:
+            temporary.write_bytes(content.tobytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error

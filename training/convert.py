@@ -1,0 +1,136 @@
+"""`python -m training.convert best.pth --word-len 17 --out cris_r50.safetensors`: their weights.
+
+Turns a checkpoint of the CRIS authors' code into one of ours, which `training.evaluate` and
+`export.build` read. Theirs is a pickle: tensors and plain containers are taken from it, nothing in
+it is run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from cris_edge.bundle import sha256
+from cris_edge.errors import CrisEdgeError
+from cris_edge.tokenizer import build
+from training import checkpoint
+from training.data.vocabulary import clip_merges
+from training.errors import CheckpointError
+from training.model import CRIS
+from training.model.cost import parameters
+from training.model.official import read_official
+
+SUFFIX = ".safetensors"
+SHORTEST = 3
+"""Ids of a phrase of one token: start, the token, end."""
+
+
+def convert(source: Path, out: Path, *, word_len: int, decoder_heads: int = 8) -> CRIS:
+    """Write a checkpoint of the authors' code as one of ours, with CLIP's whole vocabulary.
+
+    Args:
+        source: what the authors' code saved.
+        out: ends in `.safetensors`; replaced if it is there, and only by a whole file.
+        word_len: ids of a phrase that the model was trained with; the shapes do not tell.
+        decoder_heads: heads of the decoder's attentions; the shapes do not tell.
+
+    Returns:
+        The model, in evaluation mode, on the CPU; its input is 416 px, as published.
+
+    Raises:
+        CheckpointError: the source is not such a checkpoint, or of another vocabulary than
+            CLIP's; or `out` has another ending. Nothing is written.
+        OSError: `out` cannot be written.
+    """
+    if out.suffix != SUFFIX:
+        raise CheckpointError(f"{out}: expected a name that ends in {SUFFIX}")
+    model = CRIS.from_official(
+        read_official(source), word_len=word_len, decoder_heads=decoder_heads
+    )
+    tokenizer = build(clip_merges())
+    if model.config.vocab_size != tokenizer.vocab_size:
+        raise CheckpointError(
+            f"{source}: expected CLIP's {tokenizer.vocab_size} token embeddings, "
+            f"found {model.config.vocab_size}: its phrases cannot be told from their ids"
+        )
+    checkpoint.save(out, model, tokenizer, _origin(source))
+    return model
+
+
+def _origin(source: Path) -> dict[str, str]:
+    """Where the weights come from, for the checkpoint's header."""
+    return {
+        "source": f"{source.name}, a checkpoint of the CRIS authors' code",
+        "source_sha256": sha256(source),
+        "torch": torch.__version__,
+    }
+
+
+def _at_least(least: int, text: str) -> int:
+    number = int(text)
+    if number < least:
+        raise argparse.ArgumentTypeError(f"expected a whole number from {least} up, got {number}")
+    return number
+
+
+EXAMPLE = """example:
+  python -m training.convert best_model.pth --word-len 17 --out cris_r50.safetensors
+  python -m training.evaluate cris_r50.safetensors --data data
+
+Give the word_len of the authors' config: 17 for RefCOCO and RefCOCO+, 22 for G-Ref. All other
+sizes are read from the tensors, except the input's, which is 416 px as published.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    arguments = argparse.ArgumentParser(
+        prog="python -m training.convert",
+        description="Turn a checkpoint of the CRIS authors' code into a .safetensors checkpoint.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = arguments.add_argument
+    add("source", type=Path, help="the authors' best_model.pth or last_model.pth")
+    add("--out", type=Path, required=True, help="the checkpoint to write, NAME.safetensors")
+    add(
+        "--word-len",
+        type=lambda text: _at_least(SHORTEST, text),
+        required=True,
+        help="ids of a phrase, start and end included",
+    )
+    add(
+        "--decoder-heads",
+        type=lambda text: _at_least(1, text),
+        default=8,
+        help="heads of the decoder's attentions, %(default)s as published",
+    )
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; one line on stderr and 2 where something is refused."""
+    options = parser().parse_args(argv)
+    try:
+        model = convert(
+            options.source,
+            options.out,
+            word_len=options.word_len,
+            decoder_heads=options.decoder_heads,
+        )
+    except (CrisEdgeError, OSError, SafetensorError) as error:
+        # Tensors that do not fit are listed a line each.
+        print("error:", "; ".join(str(error).split("\n  ")), file=sys.stderr)
+        return 2
+    config, millions = model.config, parameters(model) / 1e6
+    print(f"{config.name}: {millions:.2f} M parameters, word_len {config.word_len}, {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
