@@ -142,7 +142,7 @@ class Segmenter:
 
         Raises:
             InputError: a photo or phrase that cannot be used.
-            EngineError: the engine failed.
+            EngineError: the engine failed, or gave what is no number.
         """
         single = isinstance(phrases, str)
         texts = [
@@ -157,6 +157,11 @@ class Segmenter:
             tokens = self.tokenizer.encode(text, self.word_len)[None]
             pair = self._graphs["pair"](features | self._graphs["phrase"]({"tokens": tokens}))
             logits = np.asarray(pair["logits"][0, 0], np.float32)
+            if not np.isfinite(logits).all():
+                raise EngineError(
+                    f"{self.info.engine} gave results that are no numbers for {text!r}; "
+                    f"the weights of {self.info.model} ({self.info.precision}) are damaged"
+                )
             probability = self.letterbox.restore(logits, *pixels.shape[:2])
             results.append(Segmentation(text, probability, self.threshold))
         return results[0] if single else results

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cris_edge.errors import CrisEdgeError
 from cris_edge.files import whole_file
 from cris_edge.tokenizer import Tokenizer
 from training.errors import CheckpointError
@@ -48,6 +49,10 @@ def save(
         tokenizer: what turns phrases into the ids that this model knows.
         metadata: free text by name.
         extra: more tensors by name, for going on with the training.
+
+    Raises:
+        CheckpointError: the tensors cannot be written, as on a full disk.
+        OSError: the folder cannot be written to.
     """
     tensors = {MODEL + name: tensor for name, tensor in model.state_dict().items()} | dict(
         extra or {}
@@ -59,8 +64,11 @@ def save(
         "config": model.config.to_json(),
         "tokenizer": tokenizer.to_json(),
     }
-    with whole_file(path) as temporary:
-        save_file(tensors, temporary, header)
+    try:
+        with whole_file(path) as temporary:
+            save_file(tensors, temporary, header)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: cannot be written: {error}") from error
 
 
 def load(path: str | Path) -> Checkpoint:
@@ -90,7 +98,7 @@ def load(path: str | Path) -> Checkpoint:
         tokenizer = Tokenizer.from_json(header.pop("tokenizer"))
         own = {k.removeprefix(MODEL): v for k, v in tensors.items() if k.startswith(MODEL)}
         model.load_state_dict(own)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (CrisEdgeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: the header does not fit the tensors: {error}") from error
     extra = {name: tensor for name, tensor in tensors.items() if not name.startswith(MODEL)}
     return Checkpoint(model.eval(), tokenizer, header, extra)

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 
 from cris_edge.bundle import sha256
 from cris_edge.errors import CrisEdgeError
@@ -123,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             word_len=options.word_len,
             decoder_heads=options.decoder_heads,
         )
-    except (CrisEdgeError, OSError, SafetensorError) as error:
+    except (CrisEdgeError, OSError) as error:
         # Tensors that do not fit are listed a line each.
         print("error:", "; ".join(str(error).split("\n  ")), file=sys.stderr)
         return 2

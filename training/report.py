@@ -34,6 +34,12 @@ TITLES = {
     "derived": "Derived expressions (made by rule from the labels)",
     "written": "Written expressions (made by looking at the photos)",
 }
+VERSIONS = {
+    "cris_edge": cris_edge.__version__,
+    "python": platform.python_version(),
+    "numpy": np.__version__,
+    "opencv": cv2.__version__,
+}
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,9 @@ class Report:
             f"engine     {info.engine} {info.engine_version}, threads: {threads}",
             f"data       {self.data}, split {self.split}",
             f"threshold  probability > {self.threshold:g}",
+            "machine    {processor}, {cores} cores, {system}".format(**describe_machine()),
+            f"versions   {', '.join(map(' '.join, VERSIONS.items()))}",
+            f"date       {today()}",
             *(f"{name:<9}  {meaning}" for name, meaning in METRICS.items()),
             "Figures in per cent.",
         ]
@@ -117,14 +126,9 @@ class Report:
             "split": self.split,
             "threshold": self.threshold,
             "metrics": METRICS,
-            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "date": today(),
             "machine": describe_machine(),
-            "versions": {
-                "cris_edge": cris_edge.__version__,
-                "python": platform.python_version(),
-                "numpy": np.__version__,
-                "opencv": cv2.__version__,
-            },
+            "versions": VERSIONS,
             "expressions": {part.source: _part_dict(part) for part in self.parts},
         }
         return json.dumps(content, indent=1) + "\n"
@@ -198,6 +202,11 @@ def _record_dict(record: Record) -> dict[str, Any]:
     }
 
 
+def today() -> str:
+    """The date in UTC, as ISO 8601 has it."""
+    return datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+
+
 def describe_machine() -> dict[str, Any]:
     """Processor, its number of cores, and the operating system."""
     processor = platform.processor() or platform.machine()
@@ -205,4 +214,4 @@ def describe_machine() -> dict[str, Any]:
     if listing.is_file():
         named = [line for line in listing.read_text().splitlines() if line.startswith("model name")]
         processor = named[0].partition(":")[2].strip() if named else processor
-    return {"processor": processor, "cores": os.cpu_count(), "system": platform.platform()}
+    return {"processor": processor, "cores": os.cpu_count(), "system": platform.system()}

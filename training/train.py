@@ -13,7 +13,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -34,6 +34,21 @@ from training.recipe import Recipe, read_recipe
 from training.sheet import draw_sheet
 
 Batch = dict[str, Tensor]
+Tensors = list[Tensor] | tuple[Tensor, ...]
+
+
+def moving_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
+    """An exponential moving average that forgets faster while it is young.
+
+    After n steps it decays by (1 + n) / (10 + n) at most; else the random start would weigh on it
+    for 1 / (1 - decay) steps and more.
+    """
+
+    def update(average: Tensors, current: Tensors, count: Tensor | int) -> None:
+        young = (1 + int(count)) / (10 + int(count))
+        get_ema_multi_avg_fn(min(decay, young))(average, current, count)
+
+    return update
 
 
 class Trainer:
@@ -53,7 +68,7 @@ class Trainer:
         self.model.to(memory_format=torch.channels_last).to(device)
         self.nouns.to(device)
         self.average = AveragedModel(
-            self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True
+            self.model, multi_avg_fn=moving_average(recipe.ema), use_buffers=True
         )
         self.optimiser = torch.optim.AdamW(
             self.parameter_groups(), weight_decay=recipe.weight_decay
@@ -121,6 +136,8 @@ class Trainer:
 
     def train_epoch(self) -> dict[str, float]:
         """One pass over the data; mean losses."""
+        # Of its own for each epoch, so that dropout after --resume is as if never stopped.
+        torch.manual_seed(self.recipe.seed * 100_003 + self.epoch)
         self.model.train()
         # The image encoder's running statistics stay ImageNet's: batches are too small for better.
         self.model.image_encoder.eval()
@@ -132,14 +149,16 @@ class Trainer:
             rate = self.set_learning_rate()
             parts = self.losses(batch)
             total = torch.stack(list(parts.values())).sum()
-            if not torch.isfinite(total):
-                raise CheckpointError(
-                    f"the loss is {total.item()} at step {self.step}; the last whole state is in "
-                    "last.safetensors. A lower learning_rate or bf16=false usually helps."
-                )
             self.optimiser.zero_grad(set_to_none=True)
             total.backward()
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+            learned = [*self.model.parameters(), *self.nouns.parameters()]
+            norm = torch.nn.utils.clip_grad_norm_(learned, self.recipe.clip_norm)
+            if not torch.isfinite(total + norm):
+                raise CheckpointError(
+                    f"the loss is {total.item()} and its gradient {norm.item()} at step "
+                    f"{self.step}; the last whole state is in last.safetensors. A lower "
+                    "learning_rate or bf16=false usually helps."
+                )
             self.optimiser.step()
             self.average.update_parameters(self.model)
             self.step += 1
@@ -183,6 +202,10 @@ class Trainer:
             raise CheckpointError(
                 f"{path}: of another recipe; resume with the very same config and overrides, "
                 "or choose another --out"
+            )
+        if kept.tokenizer.to_json() != self.data.tokenizer.to_json():
+            raise CheckpointError(
+                f"{path}: of another vocabulary; the phrases in the data folder have changed since"
             )
         self.model.load_state_dict(kept.model.state_dict())
 
@@ -276,7 +299,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         train(read_recipe(arguments.config, arguments.overrides), arguments.out, arguments.resume)
-    except CrisEdgeError as error:
+    except (CrisEdgeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

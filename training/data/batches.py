@@ -12,13 +12,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from cris_edge.letterbox import Letterbox
-from cris_edge.tokenizer import Tokenizer
+from cris_edge.tokenizer import Tokenizer, build
 from training.data.augment import Augmentation
 from training.data.dataset import PhotoDataset, collate, start_worker
 from training.data.nouns import CATEGORIES, NOUNS
 from training.data.samples import Sample, load_samples, load_sources
 from training.data.vocabulary import clip_merges, student_tokenizer
 from training.errors import DataError
+from training.model.config import R50
 from training.recipe import Recipe
 
 WORDINGS = 3
@@ -122,13 +123,11 @@ def build_data(recipe: Recipe) -> TrainingData:
     if (root / "boxes_pseudo_instances.json").exists():
         boxes = load_samples(root, "boxes", seed=recipe.seed, wordings=WORDINGS)
     samples = labelled + boxes
-    nouns = [noun for names in NOUNS.values() for noun in names]
-    if recipe.pretrained in (None, "imagenet"):
-        tokenizer = student_tokenizer([sample.text for sample in samples] + nouns)
-    else:
-        from cris_edge.tokenizer import build
-
+    if config.vocab_size == R50.vocab_size:
         tokenizer = build(clip_merges())
+    else:
+        nouns = [noun for names in NOUNS.values() for noun in names]
+        tokenizer = student_tokenizer([sample.text for sample in samples] + nouns)
     dataset = PhotoDataset(
         samples,
         tokenizer,

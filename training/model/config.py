@@ -7,6 +7,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+import timm
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -40,6 +42,8 @@ class CRISConfig:
     word_len: int = 17
     """Tokens of a phrase: 17 for RefCOCO and RefCOCO+, 22 for G-Ref."""
     vocab_size: int = 49408
+    """CLIP's own. Any other number marks a student, whose tokenizer is made from its phrases and
+    then fixes the number."""
     context_length: int = 77
     """Rows of the text encoder's positional embedding; at least `word_len`."""
     text_width: int = 512
@@ -63,6 +67,11 @@ class CRISConfig:
         """Refuse sizes that no model can have."""
         if self.input_size % 32 or self.input_size <= 0:
             raise ValueError(f"input_size must be a positive multiple of 32, not {self.input_size}")
+        # timm takes addresses too ("hf-hub:…"): a checkpoint's header must not make it fetch.
+        if self.image_encoder != "clip_resnet" and not timm.is_model(self.image_encoder):
+            raise ValueError(
+                f"image_encoder {self.image_encoder!r} is neither clip_resnet nor a model of timm"
+            )
         if self.word_len > self.context_length:
             raise ValueError(
                 f"word_len {self.word_len} is longer than context_length {self.context_length}"
@@ -91,8 +100,10 @@ class CRISConfig:
         """Read a configuration; unknown names are refused, with those that are known.
 
         Raises:
-            ValueError: a name is unknown or a size impossible.
+            ValueError: these are no names with values, a name is unknown, or a size impossible.
         """
+        if not isinstance(values, dict):
+            raise ValueError(f"expected the model's sizes by their names, got {values!r}")
         names = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - names):
             raise ValueError(f"unknown sizes {unknown}; the model has {sorted(names)}")

@@ -1,0 +1,294 @@
+"""The losses say what they should on cases that can be worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from training.data.batches import EpochSampler, distinct
+from training.losses import NounHead, cross_entropy, dice, masked_mean, naming, which
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+SURE = 20.0
+"""A logit so high that its probability is 1 for all purposes."""
+
+
+@pytest.fixture
+def rng() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def corner(rows: int, columns: int, side: int = 4) -> Tensor:
+    mask = torch.zeros(side, side)
+    mask[:rows, :columns] = 1
+    return mask
+
+
+def certain(masks: Tensor) -> Tensor:
+    """Logits of exactly these masks."""
+    return SURE * (2 * masks - 1)
+
+
+def everywhere(*shape: int) -> Tensor:
+    return torch.ones(*shape, 4, 4)
+
+
+# --- means over pixels ---
+
+
+def test_a_masked_mean_counts_the_valid_pixels_alone() -> None:
+    values = torch.tensor([[[1.0, 2.0], [3.0, 100.0]], [[5.0, 5.0], [5.0, 5.0]]])
+    valid = torch.tensor([[[1.0, 1.0], [1.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    assert masked_mean(values, valid).tolist() == [2.0, 0.0]
+
+
+# --- cross-entropy ---
+
+
+def test_cross_entropy_of_hand_computed_cases() -> None:
+    masks = torch.stack([corner(2, 2), corner(4, 4), corner(0, 0)])
+    logits = torch.zeros(3, 4, 4)
+    assert torch.allclose(
+        cross_entropy(logits, masks, everywhere(3)), torch.full((3,), math.log(2))
+    )
+    logits[1] = 3.0
+    # -log sigmoid(3) where the mask is, and nothing else is.
+    assert cross_entropy(logits, masks, everywhere(3))[1].item() == pytest.approx(0.0485874)
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, dice])
+def test_a_perfect_prediction_costs_nothing_and_its_opposite_much(loss: Loss) -> None:
+    masks = torch.stack([corner(2, 2), corner(1, 3)])
+    right, wrong = (loss(certain(m), masks, everywhere(2)) for m in (masks, 1 - masks))
+    assert right.max() < 1e-6
+    assert wrong.min() > 0.7
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, dice])
+def test_ignored_pixels_do_not_matter(loss: Loss, rng: torch.Generator) -> None:
+    logits, masks = torch.randn(2, 4, 4, generator=rng), torch.stack([corner(2, 2), corner(3, 1)])
+    valid = everywhere(2)
+    valid[:, 1] = 0
+    changed, painted = logits.clone(), masks.clone()
+    changed[:, 1], painted[:, 1] = 50.0, 1.0
+    before = loss(logits, masks, valid)
+    assert torch.equal(loss(changed, painted, valid), before)
+    assert not torch.allclose(loss(changed, painted, everywhere(2)), before)
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, dice])
+def test_phrases_are_judged_one_by_one(loss: Loss, rng: torch.Generator) -> None:
+    logits = torch.randn(3, 4, 4, generator=rng)
+    masks, valid = torch.stack([corner(2, 2), corner(3, 1), corner(1, 4)]), everywhere(3)
+    order = torch.tensor([2, 0, 1])
+    apart = torch.cat(
+        [loss(logits[i : i + 1], masks[i : i + 1], valid[i : i + 1]) for i in range(3)]
+    )
+    assert torch.allclose(loss(logits, masks, valid), apart)
+    assert torch.allclose(loss(logits[order], masks[order], valid), apart[order])
+
+
+def test_cross_entropy_punishes_what_an_absent_phrase_finds() -> None:
+    none, valid = torch.zeros(1, 4, 4), everywhere(1)
+    assert cross_entropy(certain(none), none, valid).item() < 1e-6
+    assert cross_entropy(certain(1 - none), none, valid).item() == pytest.approx(SURE)
+
+
+# --- dice ---
+
+
+def test_dice_of_hand_computed_cases() -> None:
+    masks = torch.stack([corner(2, 2), corner(2, 2), corner(2, 2)])
+    predicted = torch.stack([corner(2, 4), corner(1, 2), 1 - corner(2, 2)])
+    # 1 - (2 * shared + 1) / (predicted + true + 1), in pixels.
+    expected = torch.tensor([1 - 9 / 13, 1 - 5 / 7, 1 - 1 / 17])
+    assert torch.allclose(dice(certain(predicted), masks, everywhere(3)), expected, atol=1e-5)
+
+
+def test_an_absent_phrase_has_no_dice(rng: torch.Generator) -> None:
+    logits = torch.randn(2, 4, 4, generator=rng, requires_grad=True)
+    masks = torch.stack([torch.zeros(4, 4), corner(2, 2)])
+    loss = dice(logits, masks, everywhere(2))
+    assert loss[0].item() == 0
+    loss.sum().backward()
+    assert logits.grad is not None
+    assert logits.grad[0].abs().max() == 0
+    assert logits.grad[1].abs().max() > 0
+
+
+def test_dice_weighs_small_things_as_heavily_as_large_ones() -> None:
+    small, large = torch.zeros(1, 40, 40), torch.zeros(1, 40, 40)
+    small[0, :4, :4], large[0, :, :20] = 1, 1
+    valid, nothing = torch.ones(1, 40, 40), certain(torch.zeros(1, 40, 40))
+    missed = [dice(nothing, masks, valid).item() for masks in (small, large)]
+    assert min(missed) > 0.9
+    pixels = [cross_entropy(nothing, masks, valid).item() for masks in (small, large)]
+    assert pixels[0] < 0.03 * pixels[1]
+
+
+# --- which of several ---
+
+
+def two_rivals() -> tuple[Tensor, Tensor, Tensor]:
+    """Masks (1, 2, 4, 4) of a left and a right thing, valid (1, 4, 4), distinct (1, 2)."""
+    left = corner(4, 2)
+    return torch.stack([left, 1 - left])[None], everywhere(1), torch.ones(1, 2, dtype=torch.bool)
+
+
+def test_which_of_a_hand_computed_case() -> None:
+    masks, valid, distinct_ = two_rivals()
+    # Three equal chances for each pixel: either phrase, or none.
+    loss = which(torch.zeros(1, 2, 4, 4), masks, valid, distinct_)
+    assert loss.item() == pytest.approx(math.log(3))
+    assert which(certain(masks), masks, valid, distinct_).item() < 1e-6
+    swapped = which(certain(masks.flip(1)), masks, valid, distinct_)
+    assert swapped.item() == pytest.approx(2 * SURE, rel=1e-3)
+
+
+def test_which_falls_when_the_rival_claims_less() -> None:
+    masks, valid, distinct_ = two_rivals()
+    losses = []
+    for claim in (4.0, 1.0, -2.0, -5.0):
+        logits = certain(masks) / SURE * 2
+        # What the right one's phrase claims of the left one.
+        logits[0, 1, :, :2] = claim
+        losses.append(which(logits, masks, valid, distinct_).item())
+    assert losses == sorted(losses, reverse=True)
+    assert losses[0] > 3 * losses[-1]
+
+
+def test_which_sees_a_rivals_claim_that_cross_entropy_of_the_phrase_does_not() -> None:
+    masks, valid, distinct_ = two_rivals()
+    logits = certain(masks) / SURE * 2
+    greedy = logits.clone()
+    greedy[0, 1, :, :2] = 6.0
+    first = [cross_entropy(x[:, 0], masks[:, 0], valid) for x in (logits, greedy)]
+    assert torch.equal(*first)
+    assert which(greedy, masks, valid, distinct_) > 2 * which(logits, masks, valid, distinct_)
+
+
+def test_which_leaves_out_ignored_and_disputed_pixels(rng: torch.Generator) -> None:
+    masks, valid, distinct_ = two_rivals()
+    masks[0, :, 0], valid[0, 3] = 1, 0
+    logits = torch.randn(1, 2, 4, 4, generator=rng)
+    before = which(logits, masks, valid, distinct_)
+    for row in (0, 3):
+        changed = logits.clone()
+        changed[0, :, row] = 30.0
+        assert torch.equal(which(changed, masks, valid, distinct_), before)
+    changed[0, :, 1] = 30.0
+    assert not torch.allclose(which(changed, masks, valid, distinct_), before)
+
+
+def test_which_leaves_out_phrases_that_are_not_distinct(rng: torch.Generator) -> None:
+    masks, valid, distinct_ = two_rivals()
+    logits = torch.randn(1, 2, 4, 4, generator=rng)
+    before = which(logits, masks, valid, distinct_)
+    # The first thing again by other words, and a phrase that fits nothing.
+    more = torch.stack([masks[0, 0], torch.zeros(4, 4)])[None]
+    claims = torch.randn(1, 2, 4, 4, generator=rng)
+    padded = which(
+        torch.cat([logits, claims], 1),
+        torch.cat([masks, more], 1),
+        valid,
+        torch.cat([distinct_, torch.zeros(1, 2, dtype=torch.bool)], 1),
+    )
+    assert torch.allclose(padded, before)
+
+
+def test_which_does_not_depend_on_the_order_of_photos_and_phrases(rng: torch.Generator) -> None:
+    logits = torch.randn(3, 2, 4, 4, generator=rng)
+    masks, _, _ = two_rivals()
+    masks = torch.cat([masks, masks.flip(1), masks * corner(3, 3)])
+    valid = everywhere(3)
+    valid[1, 0] = 0
+    distinct_ = torch.tensor([[True, True], [True, False], [True, True]])
+    before = which(logits, masks, valid, distinct_)
+    photos = torch.tensor([2, 0, 1])
+    shuffled = (part[photos] for part in (logits, masks, valid, distinct_))
+    assert torch.allclose(which(*shuffled), before)
+    turned = which(logits.flip(1), masks.flip(1), valid, distinct_.flip(1))
+    assert torch.allclose(turned, before)
+
+
+# --- what things are called ---
+
+
+def test_naming_of_hand_computed_cases() -> None:
+    categories = torch.tensor([[[0, 1], [2, -1]]])
+    assert naming(torch.zeros(1, 3, 2, 2), categories).item() == pytest.approx(math.log(3))
+    right = SURE * torch.nn.functional.one_hot(categories.clamp(min=0), 3).permute(0, 3, 1, 2)
+    assert naming(right.float(), categories).item() < 1e-6
+
+
+def test_naming_passes_over_what_is_not_known(rng: torch.Generator) -> None:
+    logits = torch.randn(1, 3, 2, 2, generator=rng)
+    categories = torch.tensor([[[0, 1], [2, -1]]])
+    before = naming(logits, categories)
+    changed = logits.clone()
+    changed[:, :, 1, 1] = torch.tensor([9.0, -9.0, 3.0])
+    assert torch.allclose(naming(changed, categories), before)
+    assert naming(logits, torch.full((1, 2, 2), -1)).item() == 0
+
+
+def test_the_noun_head_names_pixels_by_the_nouns_it_is_given(rng: torch.Generator) -> None:
+    head = NounHead((8, 16, 24), embed_dim=12)
+    c4, c5 = torch.randn(2, 16, 6, 6, generator=rng), torch.randn(2, 24, 3, 3, generator=rng)
+    nouns = torch.randn(5, 12, generator=rng)
+    logits = head(c4, c5, nouns)
+    assert logits.shape == (2, 6, 6, 6)
+    assert torch.equal(logits[:, 0], head.background.expand(2, 6, 6))
+    # Only a noun's direction counts, and nouns in another order are named in that order.
+    assert torch.allclose(head(c4, c5, 7 * nouns), logits, atol=1e-4)
+    assert torch.allclose(head(c4, c5, nouns.flip(0))[:, 1:], logits[:, 1:].flip(1), atol=1e-5)
+
+
+def test_the_noun_head_learns_which_direction_is_which_noun() -> None:
+    torch.manual_seed(0)
+    head = NounHead((4, 8, 8), embed_dim=8)
+    c4, c5, nouns = torch.zeros(1, 8, 4, 4), torch.zeros(1, 8, 2, 2), torch.randn(2, 8)
+    c4[:, 0, :, :2], c4[:, 1, :, 2:] = 1, 1
+    categories = torch.tensor([[[1, 1, 2, 2]] * 4])
+    optimiser = torch.optim.Adam(head.parameters(), lr=0.05)
+    losses = []
+    for _ in range(60):
+        loss = naming(head(c4, c5, nouns), categories)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.1 * losses[0]
+    assert torch.equal(head(c4, c5, nouns).argmax(1), categories)
+
+
+# --- what a batch is made of ---
+
+
+def test_a_phrase_is_distinct_where_none_before_it_names_the_same() -> None:
+    instances = torch.tensor([[3, 3, 5, -1, 5], [-1, -1, 0, 1, 0], [2, 4, 6, 8, 9]])
+    expected = [
+        [True, False, True, False, False],
+        [False, False, True, True, False],
+        [True] * 5,
+    ]
+    assert distinct(instances).tolist() == expected
+
+
+def test_an_epoch_sees_every_photo_as_often_as_it_should() -> None:
+    repeats = [2, 1, 3, 0, 1]
+    sampler = EpochSampler(repeats, seed=0, epoch=0)
+    assert len(sampler) == 7
+    assert sorted(sampler) == [(0, 0), (0, 1), (1, 0), (2, 0), (2, 1), (2, 2), (4, 0)]
+
+
+def test_the_order_of_an_epoch_is_fixed_by_seed_and_epoch() -> None:
+    def order(seed: int, epoch: int) -> list[tuple[int, int]]:
+        return list(EpochSampler([2] * 20, seed, epoch))
+
+    assert order(1, 2) == order(1, 2)
+    different = [order(1, 2), order(1, 3), order(2, 2), order(2, 1), sorted(order(1, 2))]
+    assert all(a != b for i, a in enumerate(different) for b in different[:i])

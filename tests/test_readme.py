@@ -1,0 +1,79 @@
+"""The README's commands and its Python run as they stand there."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.scenes import write_folder
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# A scene or two and one short epoch, so that the whole way takes seconds.
+SHORT = ["epochs=1", "photos=2", "workers=0", "warmup_steps=1"]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands(start: str) -> list[list[str]]:
+    lines = "\n".join(blocks("sh")).splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.startswith(start)]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder that looks like the checkout to relative paths, and takes what commands write."""
+    for name in ("samples", "training", "export", "cris_edge"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    write_folder(tmp_path / "DATA")
+    return tmp_path
+
+
+def run(command: list[str], folder: Path) -> str:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def test_python_runs(checkout: Path) -> None:
+    (block,) = blocks("python")
+    assert "(336, 512)" in run([sys.executable, "-c", block], checkout)
+
+
+def test_shell_commands_run(checkout: Path) -> None:
+    executable = Path(sys.executable).with_name("cris-edge")
+    found = commands("cris-edge")
+    assert len(found) == 3
+    for command in found:
+        assert run([str(executable), *command[1:]], checkout)
+    assert (checkout / "overlay.png").stat().st_size > 10_000
+
+
+def test_training_evaluation_and_export_run_in_turn(checkout: Path) -> None:
+    found = commands("python -m ")
+    assert [command[2] for command in found] == [
+        "training.train", "training.evaluate", "export.build", "training.evaluate",
+        "training.model.cost",
+    ]  # fmt: skip
+    for command in found:
+        short = SHORT if command[2] == "training.train" else []
+        run([sys.executable, *command[1:], *short], checkout)
+    for path in ("runs/s/best.safetensors", "sheet-written.png", "bundles/s/bundle.json"):
+        assert (checkout / path).is_file()
+    assert (checkout / "bundles/s.zip").is_file()
+
+
+def test_the_sample_program_runs(checkout: Path) -> None:
+    assert "score" in run([sys.executable, str(ROOT / "samples/predict.py")], checkout)
+    assert (checkout / "predict.png").is_file()

@@ -1,0 +1,160 @@
+"""Recipes: every file of ours reads, and what is wrong in one is said before anything trains."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from training.errors import RecipeError
+from training.model.config import MODELS
+from training.recipe import Recipe, read_recipe
+
+CONFIGS = sorted((Path(__file__).parents[1] / "training" / "configs").iterdir())
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_recipe_of_ours_reads(path: Path) -> None:
+    recipe = read_recipe(path)
+    assert recipe.config().name == recipe.model
+    assert recipe.model in path.name
+
+
+def test_there_are_recipes() -> None:
+    assert "cris_edge_s.yaml" in [path.name for path in CONFIGS]
+
+
+@pytest.mark.parametrize("text", ["", "# nothing yet\n", "{}"])
+def test_an_empty_recipe_has_the_defaults(text: str, tmp_path: Path) -> None:
+    assert read_recipe(write(tmp_path, text)) == Recipe()
+
+
+def test_values_of_the_file_and_then_overrides_count(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, "epochs: 3\nphotos: 4\ndata: /photos\nbf16: false\nsizes: {dropout: 0.1}"
+    )
+    recipe = read_recipe(path, ["epochs=5", "learning_rate=1.0e-3", "pretrained=null"])
+    changed = {"epochs": 5, "photos": 4, "data": "/photos", "bf16": False, "pretrained": None}
+    expected = dataclasses.replace(Recipe(), **changed, learning_rate=1e-3, sizes={"dropout": 0.1})
+    assert recipe == expected
+
+
+@pytest.mark.parametrize(
+    ("override", "name", "value"),
+    [
+        ("bf16=false", "bf16", False),
+        ("pretrained=openai", "pretrained", "openai"),
+        ("data=/a=b", "data", "/a=b"),
+        ("absent=1", "absent", 1.0),
+        ("sizes={input_size: 320, separable: false}", "sizes",
+         {"input_size": 320, "separable": False}),
+    ],
+)  # fmt: skip
+def test_overrides_are_read_as_yaml(
+    override: str, name: str, value: object, tmp_path: Path
+) -> None:
+    read = getattr(read_recipe(write(tmp_path, ""), [override]), name)
+    assert read == value
+    assert type(read) is type(value)
+
+
+def test_sizes_change_the_named_model_and_nothing_else(tmp_path: Path) -> None:
+    path = write(tmp_path, "model: cris_r101\nsizes: {word_len: 22, neck_channels: [64, 128, 256]}")
+    config = read_recipe(path).config()
+    expected = dataclasses.replace(MODELS["cris_r101"], word_len=22, neck_channels=(64, 128, 256))
+    assert config == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("epoch: 3", r"unknown names \['epoch'\]; a recipe has .*epochs"),
+        ("1: 3\nlr: 4", r"unknown names \['1', 'lr'\]"),
+        ("epochs: ten", r"epochs: expected int, got 'ten' \(str\)"),
+        ("epochs: 2.5", r"epochs: expected int, got 2.5 \(float\)"),
+        ("epochs: true", r"epochs: expected int, got True \(bool\)"),
+        ("epochs:", r"epochs: expected int, got None"),
+        ("bf16: 1", r"bf16: expected bool, got 1 \(int\)"),
+        ("learning_rate: 6e-4", r"expected float, got '6e-4' \(str\).*need a point.*6.0e-4"),
+        ("pretrained: 5", r"pretrained: expected str, got 5"),
+        ("sizes: 5", r"sizes: expected dict, got 5"),
+        ("data: null", r"data: expected str, got None"),
+        ("epochs: 0", r"epochs: expected a number from 1 up, got 0"),
+        ("photos: -8", r"photos: expected a number from 1 up, got -8"),
+        ("validate_every: 0", r"validate_every: expected a number from 1 up, got 0"),
+        ("seed: -1", r"seed: expected a number from 0 up, got -1"),
+        ("learning_rate: -0.1", r"learning_rate: expected a number from 0 up"),
+        ("learning_rate: .nan", r"learning_rate: expected a number from 0 up, got nan"),
+        ("clip_norm: .inf", r"clip_norm: expected a number from 0 up, got inf"),
+        ("ema: 1.5", r"ema: expected a number from 0 to 1, got 1.5"),
+        ("epochs 3", r"expected lines of the form `name: value`, got 'epochs 3'"),
+        ("- epochs\n- 3", r"expected lines of the form"),
+        ("0", r"expected lines of the form"),
+        ("epochs: [3", r"recipe.yaml: not YAML"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said(text: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=words):
+        read_recipe(write(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("epochs", "override 'epochs': expected name=value"),
+        ("epochs:5", "expected name=value"),
+        ("epocs=5", r"unknown names \['epocs'\]"),
+        ("epochs=many", "epochs: expected int, got 'many'"),
+        ("sizes={a: [}", "not YAML"),
+        ("=5", r"unknown names \[''\]"),
+    ],
+)
+def test_overrides_that_cannot_be_are_refused(override: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=words):
+        read_recipe(write(tmp_path, "epochs: 3"), [override])
+
+
+def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"none\.yaml: cannot be read"):
+        read_recipe(tmp_path / "none.yaml")
+    with pytest.raises(RecipeError, match="cannot be read"):
+        read_recipe(tmp_path)
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(b"\xff\xd8\xff\xe0 no text")
+    with pytest.raises(RecipeError, match=r"photo\.jpg: not YAML"):
+        read_recipe(path)
+
+
+def test_a_recipe_is_read_without_making_objects(tmp_path: Path) -> None:
+    marker = tmp_path / "was_run"
+    path = write(tmp_path, f"data: !!python/object/apply:builtins.open ['{marker}', 'w']")
+    with pytest.raises(RecipeError, match="not YAML"):
+        read_recipe(path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("model: cris_edge_xxl", "model: 'cris_edge_xxl' is none of .*cris_edge_s"),
+        ("sizes: {widht: 3}", r"sizes: unknown sizes \['widht'\]"),
+        ("sizes: {input_size: 250}", "input_size must be a positive multiple of 32, not 250"),
+        ("sizes: {input_size: large}", "sizes: "),
+        ("sizes: {neck_channels: 32}", "sizes: "),
+        ("sizes: {word_len: 78}", "word_len 78 is longer than context_length"),
+        ("sizes: {decoder_heads: 7}", "twice its 7 heads"),
+        ("sizes: {decoder_heads: 0}", "decoder_heads must be at least 1"),
+        ("sizes: {text_width: 100}", "text_width must be a multiple of 64, not 100"),
+    ],
+)
+def test_models_that_cannot_be_are_refused(text: str, words: str, tmp_path: Path) -> None:
+    recipe = read_recipe(write(tmp_path, text))
+    with pytest.raises(RecipeError, match=words):
+        recipe.config()

@@ -1,0 +1,74 @@
+"""The model that ships: small, whole, telling of itself, and right on photos it never saw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cris_edge import Segmenter
+from cris_edge.bundle import Bundle
+from cris_edge.cli import main
+from cris_edge.segmenter import SHIPPED
+
+PHOTOS = Path(__file__).parents[1] / "samples" / "photos"
+ENGINES = ("onnxruntime", "openvino")
+Box = tuple[int, int, int, int]
+# COCO's boxes (x1, y1, x2, y2), of photos of the validation split.
+SEEN: list[tuple[str, str, Box]] = [
+    ("000000000599.jpg", "the cat", (1, 30, 331, 323)),
+]
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def segmenter(request: pytest.FixtureRequest) -> Segmenter:
+    return Segmenter(engine=request.param)
+
+
+def box_iou(first: Box, second: Box) -> float:
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    shared = max(width, 0) * max(height, 0)
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
+    return shared / (sum(areas) - shared)
+
+
+def test_it_is_small_and_says_what_it_is() -> None:
+    bundle = Bundle.open(SHIPPED)
+    assert bundle.name == "cris_edge_s"
+    assert bundle.size < 20e6
+    about = bundle.about
+    assert about["licence"] == "Apache-2.0"
+    assert "photos" in about["training_data"]
+    assert about["accuracy"]["split"] == "val"
+    for engine in about["verification"]["engines"]:
+        assert engine["logits"] <= 1e-3
+        assert engine["masks_mean"] >= 0.999
+
+
+@pytest.mark.parametrize(("photo", "phrase", "box"), SEEN)
+def test_it_finds_what_the_phrase_means(
+    segmenter: Segmenter, photo: str, phrase: str, box: Box
+) -> None:
+    found = segmenter.predict(PHOTOS / photo, phrase)
+    assert found.box is not None
+    assert box_iou(found.box, box) > 0.5
+    assert found.score > 0.5
+
+
+def test_engines_agree() -> None:
+    phrases = [phrase for photo, phrase, _ in SEEN if photo == SEEN[0][0]]
+    first, second = (
+        Segmenter(engine=name).predict(PHOTOS / SEEN[0][0], phrases) for name in ENGINES
+    )
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_allclose(one.probability, other.probability, atol=1e-3)
+
+
+def test_check_predicts_with_every_engine(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for engine in ENGINES:
+        (line,) = [line for line in lines if line.startswith(f"  {engine}:")]
+        assert "runs cris_edge_s (float16) in" in line
