@@ -102,6 +102,16 @@ def test_weights_that_change_are_seen_and_a_model_in_training_is_refused(
         torch_segmenter(model.train(), tokenizer).predict(photo, "dog")
 
 
+def test_results_that_are_no_numbers_are_refused(
+    tokenizer: Tokenizer, samples: list[Sample]
+) -> None:
+    model = small_model(tokenizer)
+    with torch.no_grad():
+        model.projector.kernel.bias[-1] = float("nan")
+    with pytest.raises(EngineError, match="torch gave results that are no numbers for 'dog'"):
+        torch_segmenter(model, tokenizer).predict(samples[0].photo.read(), "dog")
+
+
 def test_a_checkpoint_opens_as_the_model_that_was_saved(
     saved: Path, model: CRIS, tokenizer: Tokenizer, samples: list[Sample]
 ) -> None:

@@ -117,7 +117,9 @@ def test_a_saved_tokenizer_gives_these_ids_without_torch_open_clip_training_or_a
     [
         pytest.param("cafÃ© sign", "café sign", id="broken Unicode is mended"),
         pytest.param("“red” car", '"red" car', id="quotes are straightened"),
-        pytest.param("fries &amp;amp; coke", "fries & coke", id="entities are resolved twice"),
+        pytest.param("fries &amp; coke", "fries & coke", id="entities"),
+        # ftfy leaves entities alone where it sees a "<", so this shows CLIP's own two rounds.
+        pytest.param("1 < 2 &amp;amp; 3", "1 < 2 & 3", id="entities in two rounds"),
         pytest.param("left&nbsp;car", "left car", id="no-break space"),
         pytest.param(" the\tleft \n\n car ", "the left car", id="white space is joined"),
         pytest.param("ÄRGER MIT É", "ärger mit é", id="lower case beyond ASCII"),
