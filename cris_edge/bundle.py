@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 import tempfile
 import weakref
 import zipfile
@@ -168,7 +169,7 @@ def _read(folder: Path) -> Bundle:
         about = json.loads((folder / SPECIFICATION).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BundleError(f"{folder}: no {SPECIFICATION}, so this is no bundle") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{folder / SPECIFICATION}: cannot be read: {error}") from error
     fields = _Fields(about, SPECIFICATION)
     if fields.text("format") != FORMAT:
@@ -181,6 +182,9 @@ def _read(folder: Path) -> Bundle:
     _verify_files(folder, fields.mapping("files"))
     bundle = _specification(folder, fields, about)
     for name in (bundle.tokenizer, *(graph.file for graph in bundle.graphs.values())):
+        weights = str(PurePosixPath(name).with_suffix(".bin"))
+        if name.endswith(".xml") and weights not in about["files"]:
+            raise BundleError(f"{weights!r} is used, but is not among the bundle's files")
         if name not in about["files"]:
             raise BundleError(f"{name!r} is used, but is not among the bundle's files")
     return bundle
@@ -190,7 +194,11 @@ def _verify_files(folder: Path, files: _Fields) -> None:
     for name in files.values:
         _inside(name)
         path = folder / name
-        if not path.is_file() or path.is_symlink():
+        # All but the last of the parents, which is the bundle's own folder.
+        linked = any(
+            (folder / part).is_symlink() for part in (name, *PurePosixPath(name).parents[:-1])
+        )
+        if not path.is_file() or linked:
             raise BundleError(f"{name}: listed in {SPECIFICATION}, but missing")
         if (found := sha256(path)) != files.text(name):
             raise BundleError(
@@ -210,6 +218,12 @@ def _specification(folder: Path, fields: _Fields, about: Mapping[str, Any]) -> B
     size = image.integer("size")
     if size <= 0 or size % 32:
         raise BundleError(f"image.size: expected a positive multiple of 32, got {size}")
+    if text.integer("word_len") < 2:
+        raise BundleError(f"text.word_len: expected 2 or more, got {text.integer('word_len')}")
+    if not 0 <= mask.number("threshold") <= 1:
+        raise BundleError(f"mask.threshold: expected 0 to 1, got {mask.number('threshold')}")
+    if min(image.triple("std")) <= 0:
+        raise BundleError(f"image.std: expected positive numbers, got {image.triple('std')}")
     return Bundle(
         folder=folder,
         name=fields.text("name"),
@@ -268,8 +282,14 @@ class _Fields:
 
     def number(self, name: str) -> float:
         if isinstance(self.values.get(name), int):
-            return float(self.integer(name))
-        return float(self.typed(name, float))
+            return self.finite(name, self.integer(name))
+        return self.finite(name, self.typed(name, float))
+
+    def finite(self, name: str, value: float) -> float:
+        """Refuse infinities, what is no number, and integers beyond all floats."""
+        if not abs(value) <= sys.float_info.max:
+            raise BundleError(f"{self.where}.{name}: expected a finite number, got {value!r}")
+        return float(value)
 
     def mapping(self, name: str) -> _Fields:
         return _Fields(self.typed(name, dict), f"{self.where}.{name}")
@@ -291,4 +311,5 @@ class _Fields:
         values = self.typed(name, list)
         if len(values) != 3 or not all(type(v) in (int, float) for v in values):
             raise BundleError(f"{self.where}.{name}: expected three numbers, got {values!r}")
-        return float(values[0]), float(values[1]), float(values[2])
+        a, b, c = (self.finite(name, v) for v in values)
+        return a, b, c

@@ -63,8 +63,9 @@ def read_photo(path: Path) -> Photo:
     """
     try:
         content = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise InputError(f"{path}: the photo cannot be read: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: the photo cannot be read: {reason}") from error
     try:
         # OpenCV refuses more than 2^30 pixels before decoding (OPENCV_IO_MAX_IMAGE_PIXELS).
         photo = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
 
 import numpy as np
 
-from cris_edge.bundle import Bundle
+from cris_edge.bundle import Bundle, GraphSpec
 from cris_edge.engines import choose_engine
 from cris_edge.engines.base import Graph
 from cris_edge.errors import EngineError, InputError
@@ -85,6 +85,7 @@ class Segmenter:
                 threads=threads,
             ),
         )
+        self._check_sizes(opened.graphs)
 
     @classmethod
     def from_graphs(
@@ -123,6 +124,15 @@ class Segmenter:
         self.info = info
         self._graphs = dict(graphs)
 
+    def _check_sizes(self, graphs: Mapping[str, GraphSpec]) -> None:
+        """Refuse a bundle whose sizes are not those of its graphs."""
+        side = self.letterbox.size
+        wanted = {"photo": ("image", (1, 3, side, side)), "phrase": ("tokens", (1, self.word_len))}
+        for graph, (name, shape) in wanted.items():
+            found = {tensor.name: tensor.shape for tensor in graphs[graph].inputs}
+            if found != {name: shape}:
+                raise EngineError(f"{graph} must take {name} {shape}, but takes {found}")
+
     @overload
     def predict(self, photo: object, phrases: str) -> Segmentation: ...  # type: ignore[overload-overlap]
     @overload
@@ -145,9 +155,8 @@ class Segmenter:
             EngineError: the engine failed, or gave what is no number.
         """
         single = isinstance(phrases, str)
-        texts = [
-            check_phrase(text) for text in ([phrases] if isinstance(phrases, str) else phrases)
-        ]
+        sequence = isinstance(phrases, Iterable) and not isinstance(phrases, (str, bytes))
+        texts = [check_phrase(text) for text in (phrases if sequence else [phrases])]
         pixels = as_photo(photo)
         if not texts:
             return []

@@ -30,7 +30,7 @@ def open_engine(name: str) -> Engine:
     try:
         module = importlib.import_module(f"cris_edge.engines.{name}")
         engine: Engine = getattr(module, ENGINES[name])()
-    except ImportError as error:
+    except Exception as error:  # a broken engine raises what its libraries raise
         raise EngineError(
             f"the engine {name!r} is not installed or cannot be imported ({error}); "
             f"run: pip install 'cris-edge[{name}]'"

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cris_edge.bundle import GraphSpec
+from cris_edge.bundle import GraphSpec, TensorSpec
 from cris_edge.errors import EngineError
 
 Arrays = Mapping[str, NDArray[np.generic]]
@@ -43,18 +43,19 @@ class Engine(Protocol):
         """
 
 
-def check_names(engine: str, path: Path, found: Mapping[str, object], spec: GraphSpec) -> None:
-    """Refuse a graph whose inputs and outputs are not those of the specification.
+def check_tensors(
+    engine: str, path: Path, inputs: list[TensorSpec], outputs: list[TensorSpec], spec: GraphSpec
+) -> None:
+    """Refuse a graph whose inputs and outputs have other names, types or shapes than specified.
 
     Raises:
         EngineError: with both lists.
     """
-    wanted = {tensor.name for tensor in (*spec.inputs, *spec.outputs)}
-    if set(found) != wanted:
-        raise EngineError(
-            f"{engine}: {path.name} has inputs and outputs {sorted(found)}, "
-            f"the bundle says {sorted(wanted)}"
-        )
+    for side, had, wanted in (("inputs", inputs, spec.inputs), ("outputs", outputs, spec.outputs)):
+        if sorted(had, key=lambda t: t.name) != sorted(wanted, key=lambda t: t.name):
+            raise EngineError(
+                f"{engine}: {path.name} has {side} {had}, the bundle says {list(wanted)}"
+            )
 
 
 def check_inputs(spec: GraphSpec, inputs: Arrays) -> None:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from cris_edge.bundle import GraphSpec
-from cris_edge.engines.base import Arrays, Graph, check_inputs, check_names
+from cris_edge.bundle import GraphSpec, TensorSpec
+from cris_edge.engines.base import Arrays, Graph, check_inputs, check_tensors
 from cris_edge.errors import EngineError
 
 PROVIDER = "CPUExecutionProvider"
+
+
+KINDS = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(bool)": "bool"}
+
+
+def _describe(tensors: Sequence[Any]) -> list[TensorSpec]:
+    """What goes in or out of a session; an axis that is not static comes out by its name."""
+    return [TensorSpec(t.name, KINDS.get(t.type, t.type), tuple(t.shape)) for t in tensors]
 
 
 class OnnxRuntimeGraph:
@@ -27,15 +37,18 @@ class OnnxRuntimeGraph:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=[PROVIDER])
         except Exception as error:  # its exceptions have no common base
             raise EngineError(f"onnxruntime cannot load {path.name}: {error}") from error
-        tensors = [*self._session.get_inputs(), *self._session.get_outputs()]
-        check_names("onnxruntime", path, {tensor.name: tensor for tensor in tensors}, spec)
+        found = (_describe(s) for s in (self._session.get_inputs(), self._session.get_outputs()))
+        check_tensors("onnxruntime", path, *found, spec=spec)
         self._spec = spec
         self._outputs = [tensor.name for tensor in spec.outputs]
 
     def __call__(self, inputs: Arrays) -> dict[str, NDArray[np.generic]]:
         """Run the graph."""
         check_inputs(self._spec, inputs)
-        results = self._session.run(self._outputs, dict(inputs))
+        try:
+            results = self._session.run(self._outputs, dict(inputs))
+        except Exception as error:  # its exceptions have no common base
+            raise EngineError(f"onnxruntime failed in {self._spec.file}: {error}") from error
         return dict(zip(self._outputs, results, strict=True))
 
 

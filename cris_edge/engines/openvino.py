@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,24 @@ import numpy as np
 import openvino
 from numpy.typing import NDArray
 
-from cris_edge.bundle import GraphSpec
-from cris_edge.engines.base import Arrays, Graph, check_inputs, check_names
+from cris_edge.bundle import GraphSpec, TensorSpec
+from cris_edge.engines.base import Arrays, Graph, check_inputs, check_tensors
 from cris_edge.errors import EngineError
+
+
+KINDS = {"f32": "float32", "i64": "int64", "boolean": "bool"}
+
+
+def _describe(ports: Sequence[Any]) -> list[TensorSpec]:
+    """What goes in or out of a compiled model; a shape that is not static comes out as ()."""
+    return [
+        TensorSpec(
+            port.get_any_name(),
+            KINDS.get(kind := port.element_type.get_type_name(), kind),
+            tuple(port.partial_shape.to_shape()) if port.partial_shape.is_static else (),
+        )
+        for port in ports
+    ]
 
 
 class OpenVinoGraph:
@@ -31,7 +47,8 @@ class OpenVinoGraph:
         except RuntimeError as error:
             raise EngineError(f"openvino cannot load {path.name}: {error}") from error
         ports = {port.get_any_name(): port for port in (*self._model.inputs, *self._model.outputs)}
-        check_names("openvino", path, ports, spec)
+        found = (_describe(side) for side in (self._model.inputs, self._model.outputs))
+        check_tensors("openvino", path, *found, spec=spec)
         self._spec = spec
         self._outputs = [(tensor.name, ports[tensor.name]) for tensor in spec.outputs]
         self._local = threading.local()
