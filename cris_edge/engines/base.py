@@ -44,7 +44,7 @@ class Engine(Protocol):
 
 
 def check_tensors(
-    engine: str, path: Path, inputs: list[TensorSpec], outputs: list[TensorSpec], spec: GraphSpec
+    engine: str, path: Path, spec: GraphSpec, inputs: list[TensorSpec], outputs: list[TensorSpec]
 ) -> None:
     """Refuse a graph whose inputs and outputs have other names, types or shapes than specified.
 

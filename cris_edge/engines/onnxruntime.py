@@ -37,8 +37,11 @@ class OnnxRuntimeGraph:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=[PROVIDER])
         except Exception as error:  # its exceptions have no common base
             raise EngineError(f"onnxruntime cannot load {path.name}: {error}") from error
-        found = (_describe(s) for s in (self._session.get_inputs(), self._session.get_outputs()))
-        check_tensors("onnxruntime", path, *found, spec=spec)
+        inputs, outputs = (
+            _describe(self._session.get_inputs()),
+            _describe(self._session.get_outputs()),
+        )
+        check_tensors("onnxruntime", path, spec, inputs, outputs)
         self._spec = spec
         self._outputs = [tensor.name for tensor in spec.outputs]
 

@@ -15,7 +15,6 @@ from cris_edge.bundle import GraphSpec, TensorSpec
 from cris_edge.engines.base import Arrays, Graph, check_inputs, check_tensors
 from cris_edge.errors import EngineError
 
-
 KINDS = {"f32": "float32", "i64": "int64", "boolean": "bool"}
 
 
@@ -47,8 +46,8 @@ class OpenVinoGraph:
         except RuntimeError as error:
             raise EngineError(f"openvino cannot load {path.name}: {error}") from error
         ports = {port.get_any_name(): port for port in (*self._model.inputs, *self._model.outputs)}
-        found = (_describe(side) for side in (self._model.inputs, self._model.outputs))
-        check_tensors("openvino", path, *found, spec=spec)
+        inputs, outputs = _describe(self._model.inputs), _describe(self._model.outputs)
+        check_tensors("openvino", path, spec, inputs, outputs)
         self._spec = spec
         self._outputs = [(tensor.name, ports[tensor.name]) for tensor in spec.outputs]
         self._local = threading.local()
