@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 .PHONY: demo test lint types unit slow clean
 
 demo: $(VENV)/.runtime ## a mask and an overlay picture (demo.png) of a photo in the repo
-	$(BIN)/cris-edge predict samples/photos/000000360452.jpg "kid in red hat" -o demo.png
+	$(BIN)/cris-edge predict samples/photos/000000360452.jpg "the boy on the right" -o demo.png
 
 test: lint types unit ## lint, types, tests
 

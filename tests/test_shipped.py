@@ -17,7 +17,7 @@ ENGINES = ("onnxruntime", "openvino")
 Box = tuple[int, int, int, int]
 # COCO's boxes (x1, y1, x2, y2), of photos of the validation split.
 SEEN: list[tuple[str, str, Box]] = [
-    ("000000360452.jpg", "kid in red hat", (324, 139, 429, 310)),
+    ("000000360452.jpg", "the boy on the right", (324, 139, 429, 310)),
     ("000000360452.jpg", "man on the left", (77, 110, 140, 275)),
     ("000000000599.jpg", "cat", (1, 30, 331, 323)),
 ]
