@@ -14,6 +14,7 @@ from cris_edge import Segmenter
 from cris_edge.bundle import Bundle
 from cris_edge.engines import installed, open_engine
 from cris_edge.engines.base import Engine, Graph
+from cris_edge.errors import EngineError
 from cris_edge.letterbox import Letterbox
 from cris_edge.photo import Photo, as_photo
 from cris_edge.tokenizer import Tokenizer
@@ -104,7 +105,8 @@ def verify(
         One result an engine, all within the bounds.
 
     Raises:
-        ExportError: no engine is installed, or one does not agree.
+        ExportError: no engine is installed, one does not agree, or the checkpoint gives what is
+            no number.
         InputError: a photo cannot be read.
     """
     kinds = {PurePath(graph.file).suffix for graph in bundle.graphs.values()}
@@ -116,7 +118,10 @@ def verify(
         )
     reference = _Reference(checkpoint, stored, tokenizer, bundle.threshold)
     pixels = [as_photo(path) for path in photos]
-    expected = [reference.results(photo) for photo in pixels]
+    try:
+        expected = [reference.results(photo) for photo in pixels]
+    except EngineError as error:
+        raise ExportError(f"the checkpoint itself cannot be run: {error}") from error
     agreements = [_compare(engine, bundle, pixels, expected) for engine in engines]
     if not all(agreement.holds(bundle.precision) for agreement in agreements):
         raise ExportError(
