@@ -143,6 +143,7 @@ class Trainer:
         self.model.image_encoder.eval()
         loader = self.data.loader(self.recipe, self.epoch)
         sums: dict[str, float] = {}
+        learned = [*self.model.parameters(), *self.nouns.parameters()]
         progress = tqdm(loader, desc=f"epoch {self.epoch + 1}/{self.recipe.epochs}", mininterval=5)
         for batch in progress:
             batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
@@ -151,7 +152,6 @@ class Trainer:
             total = torch.stack(list(parts.values())).sum()
             self.optimiser.zero_grad(set_to_none=True)
             total.backward()
-            learned = [*self.model.parameters(), *self.nouns.parameters()]
             norm = torch.nn.utils.clip_grad_norm_(learned, self.recipe.clip_norm)
             if not torch.isfinite(total + norm):
                 raise CheckpointError(
