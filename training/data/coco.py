@@ -23,7 +23,8 @@ class Instance:
 
     `box` is (x1, y1, x2, y2) in pixels of the photo; `area` in square pixels (of the box where
     there is no mask); `crowd` marks a region of many objects, to be ignored; `segmentation` is a
-    compressed COCO RLE or None; `weight` in (0, 1] says how far the mask can be trusted.
+    compressed COCO RLE or None; `weight` in (0, 1] says how far the mask can be trusted. `objects`
+    is 1 but for what `join` makes.
     """
 
     id: int
@@ -33,6 +34,7 @@ class Instance:
     crowd: bool = False
     segmentation: Mapping[str, Any] | None = field(default=None, repr=False)
     weight: float = 1.0
+    objects: int = 1
 
     @property
     def has_mask(self) -> bool:
@@ -44,6 +46,35 @@ class Instance:
         if self.segmentation is None:
             raise DataError(f"instance {self.id} has a box only: ask `has_mask` before its mask")
         return np.asarray(rle_codec.decode(self.segmentation), bool)
+
+
+NOTHING = "nothing"
+"""Category of a target that nothing in the photo fits."""
+
+
+def join(instances: Sequence[Instance], height: int, width: int) -> Instance:
+    """What a phrase means: the instance itself, several as one, or nothing (an empty mask).
+
+    Args:
+        instances: of one photo, each with a mask; the joined mask is their union.
+        height, width: of the photo.
+    """
+    if len(instances) == 1:
+        return instances[0]
+    blank = rle_codec.encode(np.zeros((height, width), np.uint8, order="F"))
+    union = dict(rle_codec.merge([blank, *(instance.segmentation for instance in instances)]))
+    boxes = np.array([instance.box for instance in instances] or [(0.0, 0.0, 0.0, 0.0)])
+    start, end = boxes[:, :2].min(0), boxes[:, 2:].max(0)
+    categories = sorted({instance.category for instance in instances}) or [NOTHING]
+    return Instance(
+        id=-1,
+        category=" and ".join(categories),
+        box=(float(start[0]), float(start[1]), float(end[0]), float(end[1])),
+        area=float(rle_codec.area(union)),
+        segmentation=union,
+        weight=min((instance.weight for instance in instances), default=1.0),
+        objects=len(instances),
+    )
 
 
 @dataclass(frozen=True, eq=False)

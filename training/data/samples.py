@@ -12,6 +12,7 @@ from training.errors import DataError
 
 Split = Literal["train", "val", "boxes"]
 Source = Literal["derived", "written"]
+"""Sources of a data folder's phrases."""
 
 _FILES: dict[str, tuple[str, str]] = {
     "train": ("instances_train.json", "photos"),
@@ -22,13 +23,17 @@ _FILES: dict[str, tuple[str, str]] = {
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One referring sample; `kind` is the rule for derived phrases, "written" for written ones."""
+    """One referring sample.
+
+    `kind` is the rule for derived phrases, "written" or "reference" for people's; `source` is what
+    its figures are reported under, never mixed with another's.
+    """
 
     photo: Photo
     instance: Instance
     text: str
     kind: str
-    source: Source
+    source: str
 
 
 def load_photos(
