@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -19,11 +18,12 @@ from training import checkpoint
 from training.data.samples import Sample, load_samples, load_sources
 from training.errors import CheckpointError, DataError
 from training.evaluate import evaluate, evaluate_samples, main
-from training.evaluation import Evaluation, evaluate_pairs, group_names
+from training.evaluation import Evaluation, evaluate_pairs
+from training.groups import group_names
 from training.metrics import iou
 from training.model import CRIS
 from training.predictor import THRESHOLD, letterbox_of, open_segmenter, torch_segmenter
-from training.sheet import draw_sheet, random_records, worst_records
+from training.selection import open_data
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +204,7 @@ def test_groups_of_one_property_split_the_samples(evaluation: Evaluation) -> Non
 def test_sources_stand_apart_and_baselines_are_of_the_same_samples(
     segmenter: Segmenter, data: Path
 ) -> None:
-    parts = evaluate(segmenter, data, baselines=True, progress=False)
+    parts = evaluate(segmenter, open_data(data), baselines=True, progress=False)
     assert [part.source for part in parts] == ["derived", "written"]
     for part in parts:
         assert {record.sample.source for record in part.evaluation.records} == {part.source}
@@ -217,10 +217,31 @@ def test_sources_stand_apart_and_baselines_are_of_the_same_samples(
 
 
 def test_a_limit_spreads_over_the_split(segmenter: Segmenter, data: Path) -> None:
-    (derived, written) = evaluate(segmenter, data, limit=4, progress=False)
+    (derived, written) = evaluate(segmenter, open_data(data), limit=4, progress=False)
     assert len(derived.evaluation.records) == len(written.evaluation.records) == 4
     assert len({r.sample.photo.path for r in written.evaluation.records}) == 4
     assert derived.baselines is derived.ratio is None
+
+
+def test_splits_of_a_data_folder_stand_apart(segmenter: Segmenter, data: Path) -> None:
+    folder = open_data(data)
+    parts = evaluate(segmenter, folder, ["all"], limit=3, progress=False)
+    names = ["derived train", "written train", "derived val", "written val"]
+    assert [part.source for part in parts] == names
+    assert parts[1].selection.title.endswith("looking at the photos), split train")
+    (derived, _) = evaluate(segmenter, folder, ["train", "train"], limit=3, progress=False)
+    assert (derived.source, derived.selection.split) == ("derived", "train")
+    # What a rule made is told by its rule, whatever the samples are called.
+    assert any(name.startswith("kind: ") for name in parts[0].evaluation.groups)
+
+
+def test_what_a_data_folder_has_not_is_refused(segmenter: Segmenter, data: Path) -> None:
+    with pytest.raises(DataError, match="no split test; the data have train, val"):
+        evaluate(segmenter, open_data(data), ["val", "test"], progress=False)
+    with pytest.raises(DataError, match="only of a prepared set can the first sentence"):
+        evaluate(segmenter, open_data(data), sentences="first", progress=False)
+    with pytest.raises(DataError, match="no prepared set"):
+        open_data(data, photos=data / "photos")
 
 
 def test_data_without_written_expressions_have_derived_ones(tmp_path: Path) -> None:
@@ -229,35 +250,6 @@ def test_data_without_written_expressions_have_derived_ones(tmp_path: Path) -> N
     assert list(load_sources(folder, "val")) == ["derived"]
     with pytest.raises(DataError, match="split should be one of"):
         load_sources(folder, "test")
-
-
-# --- sheets ---
-
-
-def test_the_worst_come_first_from_different_photos(evaluation: Evaluation) -> None:
-    worst = worst_records(evaluation.records, 3)
-    assert worst[0].iou == min(record.iou for record in evaluation.records)
-    assert [r.iou for r in worst] == sorted(r.iou for r in worst)
-    assert len({record.sample.photo.path for record in worst}) == 3
-
-
-def test_a_random_choice_repeats_by_its_seed(evaluation: Evaluation) -> None:
-    first = random_records(evaluation.records, 5, seed=1)
-    assert first == random_records(evaluation.records, 5, seed=1)
-    assert first != random_records(evaluation.records, 5, seed=2)
-    assert len(set(first)) == 5
-
-
-def test_a_sheet_is_a_picture_that_shows_photos(tmp_path: Path, evaluation: Evaluation) -> None:
-    path = tmp_path / "made" / "sheet.png"
-    draw_sheet(path, evaluation, count=3)
-    sheet = cv2.imread(str(path))
-    assert sheet is not None
-    height, width = sheet.shape[:2]
-    assert width > 1000
-    assert height > 500
-    assert np.any(np.all(sheet == (90, 90, 90), axis=2)), "the scenes' background is seen"
-    assert [p.name for p in path.parent.iterdir()] == ["sheet.png"]
 
 
 # --- the command ---
@@ -286,15 +278,44 @@ def test_the_command_prints_and_writes_everything(
         ious = [sample["iou"] for sample in part["samples"]]
         assert part["groups"]["all"]["mIoU"] == pytest.approx(np.mean(ious), abs=1e-4)
         assert (tmp_path / f"s-{source}.png").stat().st_size > 10_000
+        assert part["sentences"] is None
+        assert "categories" not in part
+        assert "gres" not in part
+        for sample in part["samples"]:
+            assert sample["objects"] == 1
+            assert sample["intersection"] <= sample["predicted"] <= sample["union"]
     assert {"date", "machine", "versions", "threshold", "metrics"} <= content.keys()
+    assert content["splits"] == ["val"]
+
+
+def test_a_threshold_can_be_chosen(
+    saved: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(saved), "--data", str(data), "--limit", "2", "--threshold", "0.75"]) == 0
+    assert "threshold  probability > 0.75" in capsys.readouterr().out
+    for value in ("1", "-0.1"):
+        with pytest.raises(SystemExit):
+            main([str(saved), "--data", str(data), "--threshold", value])
+        assert "expected a number from 0 to below 1" in capsys.readouterr().err
+
+
+def test_figures_that_cannot_be_written_are_told_in_one_line(
+    saved: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    options = ["--limit", "2", "--json", str(tmp_path / "file" / "r.json")]
+    assert main([str(saved), "--data", str(data), *options]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert str(tmp_path / "file") in error
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_a_bundle_scores_what_its_checkpoint_scores(
     engine: str, bundle: Path, saved: Path, data: Path
 ) -> None:
-    parts = evaluate(open_segmenter(saved), data, progress=False)
-    others = evaluate(open_segmenter(bundle, engine), data, progress=False)
+    parts = evaluate(open_segmenter(saved), open_data(data), progress=False)
+    others = evaluate(open_segmenter(bundle, engine), open_data(data), progress=False)
     for part, other in zip(parts, others, strict=True):
         for record, same in zip(part.evaluation.records, other.evaluation.records, strict=True):
             assert (record.sample.text, record.phrase) == (same.sample.text, same.phrase)

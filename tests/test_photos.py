@@ -17,8 +17,9 @@ from training.data import show
 from training.data.augment import Augmentation
 from training.data.choose import choose, survives_crop
 from training.data.coco import read_photos
-from training.data.dataset import PhotoDataset, collate, start_worker
+from training.data.items import ItemMaker, collate, start_worker
 from training.data.nouns import CATEGORIES, CATEGORY_INDEX, NOUNS
+from training.data.photo_dataset import PhotoDataset
 from training.data.samples import load_samples
 from training.data.vocabulary import clip_merges, student_tokenizer
 from training.errors import DataError
@@ -120,7 +121,8 @@ LETTERBOX = Letterbox(SIZE, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 def dataset(samples, tokenizer, **options):
-    return PhotoDataset(samples, tokenizer, LETTERBOX, WORD_LEN, **options)
+    items = ItemMaker(tokenizer, LETTERBOX, WORD_LEN, categories=True)
+    return PhotoDataset(samples, items, **options)
 
 
 def read(root, split="train", **options):
@@ -264,7 +266,7 @@ def test_item_shapes_and_types(root, tokenizer):
     kinds = {
         "image": ((3, SIZE, SIZE), torch.float32), "tokens": ((4, WORD_LEN), torch.int64),
         "masks": ((4, mask, mask), torch.float32), "ignore": ((mask, mask), torch.bool),
-        "weight": ((4,), torch.float32), "absent": ((4,), torch.bool),
+        "weight": ((4,), torch.float32),
         "instance": ((4,), torch.int64), "categories": ((SIZE // 8, SIZE // 8), torch.int64),
     }  # fmt: skip
     assert {key: (tuple(item[key].shape), item[key].dtype) for key in kinds} == kinds
@@ -310,7 +312,7 @@ def test_what_is_unlabelled_has_no_known_category(root, tokenizer):
     assert at(item["categories"], 80, 40, 8) == -1
     assert at(item["categories"], 130, 60, 8) == -1
     assert item["categories"][0, 0] == 0
-    assert not item["absent"].any()
+    assert (item["instance"] >= 0).all()
     assert sorted({round(float(w), 3) for w in item["weight"]}) == [0.3, 0.7]
 
 
@@ -319,9 +321,8 @@ def test_absent_phrases_have_empty_masks(root, tokenizer):
     for epoch in range(8):
         data.set_epoch(epoch)
         item = data[0]
-        assert item["absent"].tolist() == [False, False, True]
+        assert (item["instance"] < 0).tolist() == [False, False, True]
         assert item["masks"][2].sum() == 0
-        assert item["instance"][2] == -1
         assert item["masks"][:2].flatten(1).sum(1).min() > 0
         assert "car" not in item["texts"][2].split()
 

@@ -16,7 +16,7 @@ import torch
 
 from cris_edge.bundle import sha256
 from cris_edge.errors import CrisEdgeError
-from cris_edge.tokenizer import build
+from cris_edge.tokenizer import Tokenizer, build
 from training import checkpoint
 from training.data.vocabulary import clip_merges
 from training.errors import CheckpointError
@@ -48,6 +48,23 @@ def convert(source: Path, out: Path, *, word_len: int, decoder_heads: int = 8) -
     """
     if out.suffix != SUFFIX:
         raise CheckpointError(f"{out}: expected a name that ends in {SUFFIX}")
+    model, tokenizer = load_official(source, word_len=word_len, decoder_heads=decoder_heads)
+    checkpoint.save(out, model, tokenizer, _origin(source))
+    return model
+
+
+def load_official(source: Path, *, word_len: int, decoder_heads: int = 8) -> tuple[CRIS, Tokenizer]:
+    """Read a checkpoint of the authors' code, with the vocabulary of its phrases, which is CLIP's.
+
+    Args:
+        source, word_len, decoder_heads: as for `convert`.
+
+    Returns:
+        The model as from `convert`, and CLIP's tokenizer.
+
+    Raises:
+        CheckpointError: the source is not such a checkpoint, or of another vocabulary.
+    """
     model = CRIS.from_official(
         read_official(source), word_len=word_len, decoder_heads=decoder_heads
     )
@@ -57,8 +74,7 @@ def convert(source: Path, out: Path, *, word_len: int, decoder_heads: int = 8) -
             f"{source}: expected CLIP's {tokenizer.vocab_size} token embeddings, "
             f"found {model.config.vocab_size}: its phrases cannot be told from their ids"
         )
-    checkpoint.save(out, model, tokenizer, _origin(source))
-    return model
+    return model, tokenizer
 
 
 def _origin(source: Path) -> dict[str, str]:

@@ -13,3 +13,7 @@ class CheckpointError(CrisEdgeError):
 
 class RecipeError(CrisEdgeError):
     """A training recipe names what does not exist or cannot be."""
+
+
+class TrainingError(CrisEdgeError):
+    """A run that cannot start or go on; what was kept so far is whole."""

@@ -1,20 +1,20 @@
 """`python -m training.evaluate MODEL --data DIR`: how well a checkpoint or a bundle segments.
 
-MODEL is a checkpoint (.safetensors, run by torch) or a bundle (a folder or a zip, run by one of
-the runtime's engines). Both go through the runtime's own preparation of photos and phrases and its
-own way back, so the figures are of the masks that a user gets. Derived and written expressions are
-reported apart. `--baselines` adds what blind guesses score on the same samples.
+MODEL is a checkpoint (.safetensors, run by torch), a bundle (a folder or a zip, run by one of the
+runtime's engines), or with --official a checkpoint of the CRIS authors' code. All go through the
+runtime's own preparation of photos and phrases and its own way back, so the figures are of the
+masks that a user gets. DIR is a data folder, or a reference set that training.prepare wrote. What
+comes from different sources or splits is reported apart. Under torchrun several processes share
+the photos; the first one reports.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
-
-import numpy as np
 
 from cris_edge import Segmenter
 from cris_edge.errors import CrisEdgeError
@@ -23,100 +23,105 @@ from training.baselines import (
     best_ellipse,
     fit_ellipse,
     score_ellipse,
+    score_nothing,
     score_whole_photo,
     shuffled_phrases,
 )
-from training.data.samples import Sample, load_sources
+from training.convert import SHORTEST
+from training.data.references import Sentences
+from training.data.samples import Sample
+from training.distributed import start, stop, world
 from training.evaluation import Evaluation, Pair, Record, evaluate_pairs, evaluate_samples
 from training.metrics import Scores
-from training.predictor import open_segmenter
+from training.predictor import open_official, open_segmenter
 from training.report import Baselines, Part, Report
+from training.selection import ALL, Data, open_data, select
 from training.sheet import draw_sheet
 
 __all__ = ["Evaluation", "Record", "evaluate", "evaluate_samples"]
 
+PICKLES = (".pth", ".pt")
+"""Endings of what torch.save wrote; our own checkpoints and bundles have others."""
+
 
 def evaluate(
     segmenter: Segmenter,
-    data: Path,
-    split: Literal["train", "val"] = "val",
+    data: Data,
+    splits: Sequence[str] = (),
     *,
+    sentences: Sentences | None = None,
     limit: int | None = None,
     baselines: bool = False,
     progress: bool = True,
 ) -> list[Part]:
-    """Evaluate on every source of expressions that the split has, in one pass over the photos.
+    """Evaluate on every selection of samples that is asked for, in one pass over the photos.
 
     Args:
         segmenter: what predicts.
-        data: folder as `training.data.samples.load_samples` reads it.
-        split: `train` or `val`.
-        limit: at most so many samples of each source, spread evenly; None for all.
+        data: from `training.selection.open_data`.
+        splits, sentences, limit: as `training.selection.select` takes them.
         baselines: predict shuffled phrases too, and fit ellipses to these samples and to those of
-            the training split.
+            the training split, if there is one.
         progress: show a bar.
 
     Raises:
         DataError: the data are missing or not as they should be, or too few.
     """
-    samples = {s: _spread(found, limit) for s, found in load_sources(data, split).items()}
-    pairs: dict[str, list[Pair]] = {}
-    for source, chosen in samples.items():
-        pairs[source] = [(sample, sample.text) for sample in chosen]
+    selections = select(data, splits, sentences, limit)
+    pairs: list[Pair] = []
+    for selection in selections:
+        pairs += [(sample, sample.text) for sample in selection.samples]
         if baselines:
-            pairs[source] += zip(chosen, shuffled_phrases(chosen), strict=True)
-    everything = [pair for of_source in pairs.values() for pair in of_source]
-    records = iter(evaluate_pairs(segmenter, everything, progress))
+            pairs += zip(selection.samples, shuffled_phrases(selection.samples), strict=True)
+    records = iter(evaluate_pairs(segmenter, pairs, progress))
     parts: list[Part] = []
-    training = load_sources(data, "train") if baselines else {}
-    for source, chosen in samples.items():
-        evaluation = Evaluation(tuple(next(records) for _ in chosen))
+    for selection in selections:
+        evaluation = Evaluation(tuple(next(records) for _ in selection.samples))
         blind = None
         if baselines:
-            shuffled = Scores.of(next(records).overlap for _ in chosen)
-            # Where the training split lacks this source, its other one has objects too.
-            known = training.get(source) or next(iter(training.values()))
-            blind = _baselines(chosen, known, shuffled)
-        parts.append(Part(source, evaluation, blind))
+            shuffled = Scores.of(next(records).overlap for _ in selection.samples)
+            blind = _baselines(selection.samples, data.training(selection), shuffled)
+        parts.append(Part(selection, evaluation, blind))
     return parts
-
-
-def _spread(samples: Sequence[Sample], limit: int | None) -> list[Sample]:
-    if limit is None or limit >= len(samples):
-        return list(samples)
-    return [samples[i] for i in np.linspace(0, len(samples) - 1, limit).round().astype(int)]
 
 
 def _baselines(
     samples: Sequence[Sample], training: Sequence[Sample], shuffled: Scores
 ) -> Baselines:
-    learned = best_ellipse(training)
+    learned = best_ellipse(training) if training else None
     fitted, best = fit_ellipse(samples)
+    fit_something = all(sample.instance.objects for sample in samples)
     return Baselines(
         training_ellipse=learned,
-        training=score_ellipse(samples, learned),
+        training=score_ellipse(samples, learned) if learned else None,
         fitted_ellipse=fitted,
         fitted=best,
         shuffled=shuffled,
         whole_photo=score_whole_photo(samples),
+        nothing=None if fit_something else score_nothing(samples),
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Evaluate, print, and write what was asked for."""
-    segmenter = open_segmenter(arguments.model, arguments.engine, arguments.threads)
+    """Evaluate; in the first process, print and write what was asked for."""
+    segmenter = _open(arguments)
+    if arguments.threshold is not None:
+        segmenter.threshold = arguments.threshold
     parts = evaluate(
         segmenter,
-        arguments.data,
+        open_data(arguments.data, arguments.photos),
         arguments.split,
+        sentences=arguments.sentences,
         limit=arguments.limit,
         baselines=arguments.baselines,
     )
+    rank, _ = world()
+    if rank > 0:
+        return
     report = Report(
         model=str(arguments.model),
         info=segmenter.info,
         data=str(arguments.data),
-        split=arguments.split,
         threshold=segmenter.threshold,
         parts=parts,
     )
@@ -130,44 +135,130 @@ def run(arguments: argparse.Namespace) -> None:
             print(f"\nsheet of overlays, {part.source} expressions: {path}")
 
 
+def _open(arguments: argparse.Namespace) -> Segmenter:
+    model, engine, threads = arguments.model, arguments.engine, arguments.threads
+    if not arguments.official:
+        return open_segmenter(model, engine, threads)
+    return open_official(
+        model,
+        word_len=arguments.word_len,
+        decoder_heads=arguments.decoder_heads,
+        engine=engine,
+        threads=threads,
+    )
+
+
 def _sheet_paths(path: Path, parts: Sequence[Part]) -> list[Path]:
-    """One sheet a source, `name-derived.png` and `name-written.png`."""
-    return [path.with_name(f"{path.stem}-{part.source}.png") for part in parts]
+    """One sheet a part: `name-derived.png`, `name-refcoco-val.png`."""
+    names = [re.sub(r"[^\w+.-]+", "-", part.source) for part in parts]
+    return [path.with_name(f"{path.stem}-{name}{path.suffix}") for name in names]
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 up, got {number}")
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(
+                f"expected a whole number from {least} up, got {value}"
+            )
+        return value
+
     return number
+
+
+def _probability(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to below 1, got {value:g}")
+    return value
+
+
+EXAMPLE = """examples:
+  python -m training.evaluate runs/s/best.safetensors --data data --baselines
+  python -m training.evaluate bundles/s --data sets/refcoco --split val --split testA
+  python -m training.evaluate best_model.pth --official --word-len 17 --data sets/refcoco
+  torchrun --nproc-per-node 4 -m training.evaluate cris_r50.safetensors --data sets/refcoco
+
+docs/evaluation.md tells what the figures mean.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    summary, _, details = str(__doc__).partition("\n\n")
+    arguments = argparse.ArgumentParser(
+        prog="python -m training.evaluate",
+        description=f"{summary.partition(': ')[2]}\n\n{details}",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add, number = arguments.add_argument, _at_least(1)
+    add("model", type=Path, help="a checkpoint (.safetensors) or a bundle (folder or zip)")
+    add("--data", type=Path, required=True, help="a data folder or a prepared reference set")
+    add("--photos", type=Path, help="photos of a reference set, if they were moved since")
+    add(
+        "--split",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help=f"can be repeated, or {ALL}; default: val of a data folder, "
+        "all but train of a reference set",
+    )
+    add(
+        "--sentences",
+        choices=("first", "all"),
+        help="of each reference; default: first on val, all on other splits",
+    )
+    add("--threshold", type=_probability, help="of the mask; default: the model's own")
+    add("--baselines", action="store_true", help="add blind baselines on the same samples")
+    add("--limit", type=number, help="at most so many samples of each part, spread evenly")
+    add("--engine", default="auto", help="of a bundle: auto, onnxruntime, openvino")
+    add("--threads", type=number, help="processor threads; default: the engine's choice")
+    add("--json", type=Path, help="write figures, every sample, versions and machine there")
+    add("--sheet", type=Path, help="write sheets of overlays there: NAME-derived.png, …")
+    official = arguments.add_argument_group("a checkpoint of the CRIS authors' code")
+    add = official.add_argument
+    add("--official", action="store_true", help="MODEL is one: best_model.pth")
+    add(
+        "--word-len",
+        type=_at_least(SHORTEST),
+        help="ids of a phrase: 17 for RefCOCO and RefCOCO+, 22 for G-Ref",
+    )
+    add("--decoder-heads", type=number, default=8, help="default: %(default)s, as published")
+    return arguments
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    summary, _, details = str(__doc__).partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m training.evaluate", description=summary.partition(": ")[2], epilog=details
-    )
-    add = parser.add_argument
-    add("model", type=Path, help="a checkpoint (.safetensors) or a bundle (folder or zip)")
-    add("--data", type=Path, required=True, help="folder laid out as docs/data.md tells")
-    add("--split", choices=("val", "train"), default="val", help="default: %(default)s")
-    add("--baselines", action="store_true", help="add blind baselines on the same samples")
-    add("--limit", type=_positive, help="at most so many samples of each source, spread evenly")
-    add("--engine", default="auto", help="of a bundle: auto, onnxruntime, openvino")
-    add("--threads", type=_positive, help="processor threads; default: the engine's choice")
-    add("--json", type=Path, help="write figures, every sample, versions and machine there")
-    add("--sheet", type=Path, help="write sheets of overlays there: NAME-derived.png, …")
-    return parser.parse_args(argv)
+    arguments = parser()
+    options = arguments.parse_args(argv)
+    if options.official and options.word_len is None:
+        arguments.error(
+            "--official needs --word-len, which the checkpoint does not tell: "
+            "17 for RefCOCO and RefCOCO+, 22 for G-Ref"
+        )
+    if options.word_len is not None and not options.official:
+        arguments.error("--word-len is for --official; other models know theirs")
+    if options.model.suffix in PICKLES and not options.official:
+        arguments.error(
+            f"{options.model}: add --official and --word-len for a checkpoint of the CRIS "
+            "authors' code"
+        )
+    return options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; one line on stderr and 2 where something is refused."""
+    arguments = parse(argv)
     try:
-        run(parse(argv))
-    except CrisEdgeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        start()
+        run(arguments)
+    except (CrisEdgeError, OSError) as error:
+        # Tensors that do not fit are listed a line each.
+        print("error:", "; ".join(str(error).split("\n  ")), file=sys.stderr)
         return 2
+    finally:
+        stop()
     return 0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,24 +14,21 @@ from tqdm import tqdm
 
 from cris_edge import Segmentation, Segmenter
 from training.data.samples import Sample
+from training.distributed import gather_objects, world
 from training.errors import DataError
+from training.gres import Answer, GresScores
+from training.groups import category_name, group_names, place
 from training.metrics import Overlap, Scores, overlap
-
-SMALL, LARGE = 0.03, 0.10
-"""Shares of the photo between which an object is neither small nor large."""
 
 
 @dataclass(frozen=True, eq=False)
-class Record:
-    """One sample with what was predicted for a phrase.
+class Measured:
+    """What was predicted, and how well it agrees with the truth.
 
-    `phrase` is the sample's own, or another one in the blind test with shuffled phrases. `score`
-    and `coverage` (share of the photo predicted) are the runtime's, `truth_share` is the share of
-    the photo that the true mask covers; all are in [0, 1].
+    `score` and `coverage` (share of the photo predicted) are the runtime's, `truth_share` is the
+    share of the photo that the true mask covers; all are in [0, 1].
     """
 
-    sample: Sample
-    phrase: str
     overlap: Overlap
     score: float
     coverage: float
@@ -54,9 +51,30 @@ class Record:
         """Pixels that prediction or truth has."""
         return self.overlap.union
 
+    @property
+    def predicted(self) -> int:
+        """Pixels that the prediction has."""
+        return int(rle_codec.area(self.prediction))
+
     def mask(self) -> NDArray[np.bool_]:
         """Draw the prediction: bool (H, W) of the photo."""
         return np.asarray(rle_codec.decode(self.prediction), bool)
+
+
+@dataclass(frozen=True, eq=False)
+class Record(Measured):
+    """One sample with what was predicted for a phrase.
+
+    `phrase` is the sample's own, or another one in the blind test with shuffled phrases.
+    """
+
+    sample: Sample
+    phrase: str
+
+    @property
+    def answer(self) -> Answer:
+        """What counts where an expression may fit nothing."""
+        return Answer(self.overlap, self.predicted, fits=self.sample.instance.objects > 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,51 +95,25 @@ class Evaluation:
         for record in self.records:
             for name in group_names(record.sample, record.truth_share):
                 members.setdefault(name, []).append(record.overlap)
-        return {name: Scores.of(members[name]) for name in sorted(members, key=_place)}
+        if len(members.get("objects: one", ())) == len(self.records):
+            del members["objects: one"]
+        return {name: Scores.of(members[name]) for name in sorted(members, key=place)}
 
+    @cached_property
+    def categories(self) -> dict[str, Scores]:
+        """Of every category that is meant, those with the most samples first."""
+        members: dict[str, list[Overlap]] = {}
+        for record in self.records:
+            members.setdefault(category_name(record.sample.instance), []).append(record.overlap)
+        counted = sorted(members, key=lambda name: (-len(members[name]), name))
+        return {name: Scores.of(members[name]) for name in counted}
 
-_ORDER = (
-    "all",
-    "kind: ",
-    "area < 3 %",
-    "area 3 to 10 %",
-    "area > 10 %",
-    "area >= 3 %",
-    "person",
-    "not a person",
-    "rival present",
-    "no rival",
-    "says left or right",
-)
-
-
-def _place(group: str) -> tuple[int, str]:
-    known = group if group in _ORDER else "kind: "
-    return _ORDER.index(known), group
-
-
-def group_names(sample: Sample, truth_share: float) -> list[str]:
-    """The groups that a sample is reported under.
-
-    Args:
-        sample: its rule names the kind of a derived phrase; a rival is another instance of the
-            same category in the photo, crowds included.
-        truth_share: share of the photo that the true mask covers.
-    """
-    instance = sample.instance
-    rivals = [i for i in sample.photo.instances if i.category == instance.category]
-    names = ["all"]
-    if sample.source == "derived":
-        names.append(f"kind: {sample.kind}")
-    if truth_share < SMALL:
-        names.append("area < 3 %")
-    else:
-        names += ["area >= 3 %", "area > 10 %" if truth_share > LARGE else "area 3 to 10 %"]
-    names.append("person" if instance.category == "person" else "not a person")
-    names.append("rival present" if len(rivals) > 1 else "no rival")
-    if {"left", "right", "leftmost", "rightmost"} & set(sample.text.lower().split()):
-        names.append("says left or right")
-    return names
+    @cached_property
+    def gres(self) -> GresScores | None:
+        """What counts where expressions may fit nothing; None where every one fits something."""
+        if all(record.sample.instance.objects for record in self.records):
+            return None
+        return GresScores.of(record.answer for record in self.records)
 
 
 Pair = tuple[Sample, str]
@@ -136,7 +128,8 @@ def evaluate_samples(
     Args:
         segmenter: a bundle's, or `training.predictor.torch_segmenter`'s.
         samples: at least one; samples of one photo may stand apart, it is read once all the same.
-        progress: show a bar of photos on stderr.
+            With several processes each gives the same samples and gets the whole evaluation.
+        progress: show a bar of photos on stderr, of the first process only.
 
     Raises:
         DataError: there are no samples, or a photo cannot be read or has not its labels' size.
@@ -149,7 +142,9 @@ def evaluate_pairs(
 ) -> tuple[Record, ...]:
     """Predict samples by given phrases; the records are in the order of the pairs.
 
-    Each photo is read and encoded once, each distinct phrase of a photo predicted once.
+    Each photo is read and encoded once, each distinct phrase of a photo predicted once. Several
+    processes share the photos out: every pair is predicted by exactly one of them, and all of them
+    return all records.
 
     Raises:
         DataError: there are no pairs, or a photo cannot be read or has not its labels' size.
@@ -159,24 +154,30 @@ def evaluate_pairs(
     photos: dict[str, list[int]] = {}
     for index, (sample, _) in enumerate(pairs):
         photos.setdefault(str(sample.photo.path), []).append(index)
-    records: dict[int, Record] = {}
-    bar = tqdm(photos.values(), "evaluating", unit="photo", mininterval=1, disable=not progress)
-    for indices in bar:
-        of_photo = _evaluate_photo(segmenter, [pairs[index] for index in indices])
-        records.update(zip(indices, of_photo, strict=True))
-    return tuple(records[index] for index in range(len(pairs)))
+    rank, size = world()
+    own = list(photos.values())[rank::size]
+    quiet = not progress or rank > 0
+    measured: dict[int, Measured] = {}
+    for indices in tqdm(own, "evaluating", unit="photo", mininterval=1, disable=quiet):
+        of_photo = _measure_photo(segmenter, [pairs[index] for index in indices])
+        measured.update(zip(indices, of_photo, strict=True))
+    # Samples stay where they are: every process has them, with the labels of their whole photos.
+    for others in gather_objects(measured):
+        measured |= others
+    return tuple(
+        Record(**vars(measured[index]), sample=sample, phrase=phrase)
+        for index, (sample, phrase) in enumerate(pairs)
+    )
 
 
-def _evaluate_photo(segmenter: Segmenter, pairs: Sequence[Pair]) -> Iterable[Record]:
+def _measure_photo(segmenter: Segmenter, pairs: Sequence[Pair]) -> Iterator[Measured]:
     phrases = list(dict.fromkeys(phrase for _, phrase in pairs))
     photo = pairs[0][0].photo.read()
     results = dict(zip(phrases, segmenter.predict(photo, phrases), strict=True))
     encoded = {phrase: _encode(result) for phrase, result in results.items()}
     for sample, phrase in pairs:
         result, truth = results[phrase], sample.instance.mask()
-        yield Record(
-            sample=sample,
-            phrase=phrase,
+        yield Measured(
             overlap=overlap(result.mask, truth),
             score=float(result.score),
             coverage=float(result.coverage),

@@ -20,6 +20,7 @@ from cris_edge.letterbox import Letterbox
 from cris_edge.segmenter import Info
 from cris_edge.tokenizer import Tokenizer
 from training import checkpoint
+from training.convert import load_official
 from training.model import CRIS, CRISConfig
 
 THRESHOLD = 0.35
@@ -47,16 +48,50 @@ def open_segmenter(path: str | Path, engine: str = "auto", threads: int | None =
     path = Path(path)
     if path.suffix != ".safetensors":
         return Segmenter(path, engine=engine, threads=threads)
+    _require_torch(engine, path)
+    kept = checkpoint.load(path)
+    return _placed(kept.model, kept.tokenizer, threads)
+
+
+def open_official(
+    path: str | Path,
+    *,
+    word_len: int,
+    decoder_heads: int = 8,
+    engine: str = "auto",
+    threads: int | None = None,
+) -> Segmenter:
+    """Open a checkpoint of the CRIS authors' code as it is; torch runs it.
+
+    Args:
+        path: what the authors' code saved: `best_model.pth`.
+        word_len, decoder_heads: what the tensors' shapes do not tell, as for
+            `training.convert.convert`.
+        engine, threads: as `open_segmenter` takes them for a checkpoint.
+
+    Raises:
+        CheckpointError: it is not such a checkpoint, or of another vocabulary than CLIP's.
+        EngineError: the engine is another than torch.
+    """
+    _require_torch(engine, Path(path))
+    model, tokenizer = load_official(Path(path), word_len=word_len, decoder_heads=decoder_heads)
+    return _placed(model, tokenizer, threads)
+
+
+def _require_torch(engine: str, path: Path) -> None:
     if engine not in ("auto", "torch"):
         raise EngineError(
             f"{path.name} is a checkpoint, which torch runs, not {engine}; "
             "leave the engine out, or give a bundle made by export.build"
         )
-    kept = checkpoint.load(path)
+
+
+def _placed(model: CRIS, tokenizer: Tokenizer, threads: int | None) -> Segmenter:
+    """On this process's GPU where there is one."""
     if threads is not None:
         torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch_segmenter(kept.model.to(device), kept.tokenizer)
+    return torch_segmenter(model.to(device), tokenizer)
 
 
 def torch_segmenter(model: CRIS, tokenizer: Tokenizer, threshold: float = THRESHOLD) -> Segmenter:

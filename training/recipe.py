@@ -1,4 +1,4 @@
-"""A training recipe: one YAML file, every value with a default and a reason."""
+"""A training recipe: one YAML file, every value with a default."""
 
 from __future__ import annotations
 
@@ -18,47 +18,88 @@ from training.model.config import MODELS
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to train, on what, and how. `training/configs/` holds recipes that were run."""
+    """What to train, on what, and how.
 
-    model: str = "cris_edge_s"
+    The defaults are the paper's recipe for RefCOCO with ResNet-50 (arXiv 2111.15174). The other
+    values that a name may have were measured where docs/training.md says so; `training/configs/`
+    holds whole recipes.
+    """
+
+    kind: str = "references"
+    """What `data` holds. `references`: what `training.prepare` wrote, RefCOCO or one's own;
+    `photos`: instances with phrases made by rule and written (docs/data.md); `scenes`: any photos,
+    over which a made-up world is painted."""
+    data: str = "data/prepared/refcoco"
+    """A folder, see `kind`."""
+    model: str = "cris_r50"
     """A name of `training.model.config.MODELS`."""
     sizes: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Sizes that differ from the named model's."""
-    pretrained: str | None = "imagenet"
-    """`imagenet` for students; `openai` or a file of CLIP's weights for full CRIS; null: random."""
-    data: str = "data"
-    """Folder laid out as docs/data.md tells."""
-
+    pretrained: str | None = "openai"
+    """`openai` or a file of CLIP's weights for full CRIS; `imagenet` for students; null: random."""
     seed: int = 0
-    epochs: int = 20
-    photos: int = 8
-    """Photos in a batch."""
-    phrases: int = 5
+
+    epochs: int = 50
+    photos: int = 64
+    """Photos in a batch, over all processes: more GPUs change the speed and nothing else."""
+    accumulate: int = 1
+    """Parts in which a process takes its share of a batch, where memory is short. Batch norm then
+    sees a part at a time."""
+    phrases: int = 1
     """Phrases of each photo; the image encoder runs once for all of them."""
-    train_repeats: int = 2
-    """Times an epoch sees each fully labelled photo; those with boxes are seen once."""
-    absent: float = 0.5
-    """Chance that one phrase of a photo fits nothing in it."""
+    mirror: float = 0.0
+    """Share of photos that are mirrored, left and right swapped in their words."""
+    train_repeats: int = 1
+    """`photos`: times an epoch sees each fully labelled photo; those with boxes are seen once."""
+    absent: float = 0.0
+    """`photos`: chance that one phrase of a photo fits nothing in it."""
+    scenes: int = 4000
+    """`scenes`: number of them in an epoch."""
+    overfit: int = 0
+    """`references`: learn the first so many by heart and judge by them, to see that it can."""
 
-    learning_rate: float = 6e-4
-    image_encoder_rate: float = 0.2
-    """Of the learning rate: the image encoder comes trained, the rest does not."""
-    weight_decay: float = 0.02
-    warmup_steps: int = 200
-    clip_norm: float = 1.0
-    ema: float = 0.998
-    """Decay of the moving average of the weights, which is what is evaluated and kept."""
-    bf16: bool = True
-    """Matrix products in bfloat16: 1.4 to 2 times as fast where the CPU or GPU has it."""
+    optimiser: str = "adam"
+    """`adam`, or `adamw` with decoupled weight decay."""
+    learning_rate: float = 1e-4
+    image_encoder_rate: float = 0.1
+    text_encoder_rate: float = 0.1
+    """Of the learning rate, for what comes trained; positional embeddings have the whole of it."""
+    weight_decay: float = 0.0
+    schedule: str = "steps"
+    """`steps`: a tenth of the rate from each of `milestones` on; `cosine`: down to nothing."""
+    milestones: list[int] = dataclasses.field(default_factory=lambda: [35])
+    """Epochs that are over when the rate falls."""
+    warmup_steps: int = 0
+    clip_norm: float = 0.0
+    """Largest norm of the gradient; 0: any."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights, which is then what is judged and kept; 0: none."""
+    frozen_statistics: bool = False
+    """The image encoder's batch norms keep the statistics they come with: for small batches."""
 
-    dice: float = 1.0
-    which: float = 1.0
-    naming: float = 0.5
+    precision: str = "float16"
+    """Of matrix products: `float32`, `bfloat16`, or `float16` with a scaled loss."""
+    channels_last: bool = False
+    compile: bool = False
+    """Let torch.compile fuse the model: minutes once, then faster steps."""
+    recompute: bool = False
+    """Gradient checkpointing: less memory, a third more work."""
+
+    dice: float = 0.0
+    which: float = 0.0
+    naming: float = 0.0
     """Weights of the losses beside cross-entropy (see training/losses.py)."""
 
-    workers: int = 1
-    validate_every: int = 2
+    workers: int = 4
+    """Processes that load photos, for each process that trains."""
+    validate_every: int = 1
     """Epochs between validations."""
+    save_every: int = 0
+    """Steps between states within an epoch; 0: at the ends of epochs alone."""
+    keep: int = 2
+    """States that are kept, the newest."""
+    log_every: int = 20
+    """Steps between lines of the log."""
 
     def config(self) -> CRISConfig:
         """The model's sizes.
@@ -75,10 +116,20 @@ class Recipe:
             raise RecipeError(f"sizes: {error}") from error
 
 
-COUNTS = ("epochs", "photos", "phrases", "validate_every")
+COUNTS = (
+    "epochs", "photos", "phrases", "accumulate", "scenes", "validate_every", "keep", "log_every",
+)  # fmt: skip
 """Of which there must be one at least; no number of a recipe is negative."""
-SHARES = ("absent", "ema")
+SHARES = ("absent", "mirror", "ema")
 """At most 1."""
+CHOICES = {
+    "kind": ("references", "photos", "scenes"),
+    "optimiser": ("adam", "adamw"),
+    "schedule": ("steps", "cosine"),
+    "precision": ("float32", "bfloat16", "float16"),
+}
+BYSTANDERS = ("data", "workers", "validate_every", "save_every", "keep", "log_every")
+"""What may change when a run is resumed: the batches and the losses stay the same."""
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -117,6 +168,8 @@ def _checked(values: dict[str, Any]) -> Recipe:
                 f"{name}: expected {wanted[0].__name__}, got {value!r} ({type(value).__name__}). "
                 "Numbers with an exponent need a point in YAML: 6.0e-4"
             )
+        if name in CHOICES and value not in CHOICES[name]:
+            raise RecipeError(f"{name}: {value!r} is none of {', '.join(CHOICES[name])}")
         if isinstance(value, (int, float)):
             _check_range(name, value)
     return Recipe(**values)

@@ -39,8 +39,8 @@ _GOOD: _Colour = (80, 150, 50)
 def draw_sheet(path: str | Path, evaluation: Evaluation, count: int = 8, seed: int = 0) -> None:
     """Write a picture with the `count` worst samples and `count` random ones, whole or not at all.
 
-    The worst have the lowest IoU and, among equals, the largest object; one a photo. The same
-    seed chooses the same random samples.
+    The worst have the lowest IoU and, among equals, the largest object, or the largest mask where
+    nothing is meant; one a photo. The same seed chooses the same random samples.
     """
     worst = worst_records(evaluation.records, count)
     chosen = random_records(evaluation.records, count, seed)
@@ -55,9 +55,12 @@ def draw_sheet(path: str | Path, evaluation: Evaluation, count: int = 8, seed: i
 
 
 def worst_records(records: Sequence[Record], count: int) -> list[Record]:
-    """The lowest IoUs, the largest objects first among equals, at most one of each photo."""
+    """The lowest IoUs, the largest objects first among equals, at most one of each photo.
+
+    Where nothing is meant, the mask that should not be counts as the object.
+    """
     found: dict[Path, Record] = {}
-    for record in sorted(records, key=lambda r: (r.iou, -r.truth_share)):
+    for record in sorted(records, key=lambda r: (r.iou, -(r.truth_share or r.coverage))):
         found.setdefault(record.sample.photo.path, record)
     return list(found.values())[:count]
 

@@ -1,8 +1,12 @@
-"""`python -m training.train --config training/configs/cris_edge_s.yaml data=DIR`: train a model.
+"""`python -m training.train --config training/configs/refcoco_r50.yaml`: train a model.
 
-Reads top to bottom: data, model, optimiser, then epochs. After each epoch the whole state is
-written to `last.safetensors`; `--resume` goes on from there. The best model by validation is kept
-in `best.safetensors`, figures in `log.jsonl`, and sheets of overlays in `sheet-*.png`.
+One process, or as many as torchrun starts. A run's folder holds:
+
+    best.safetensors            the best model by validation mIoU
+    state-00012345.safetensors  whole states, the newest few; `--resume` goes on from the last
+    log.jsonl                   losses, rates, throughput, memory, figures, a line each
+    tensorboard/                the same as curves, and the sheets
+    sheet-*.png                 overlays of the last validation
 """
 
 from __future__ import annotations
@@ -10,271 +14,197 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import cast
 
 import torch
-from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from cris_edge.errors import CrisEdgeError
-from training import checkpoint, losses
-from training.data.batches import TrainingData, build_data
-from training.errors import CheckpointError
+from training import checkpoint, distributed
+from training.data.batches import build_data
+from training.errors import CheckpointError, TrainingError
 from training.evaluate import Evaluation, evaluate_samples
-from training.model import CRIS
-from training.model.pretrained import load_clip, load_imagenet
+from training.objective import Batch
 from training.predictor import torch_segmenter
 from training.recipe import Recipe, read_recipe
+from training.run_log import RunLog, peak_memory
 from training.sheet import draw_sheet
+from training.trainer import Trainer
 
-Batch = dict[str, Tensor]
-Tensors = list[Tensor] | tuple[Tensor, ...]
+BEST = "best.safetensors"
 
 
-def moving_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
-    """An exponential moving average that forgets faster while it is young.
+def train(recipe: Recipe, out: Path, resume: bool, device: torch.device) -> None:
+    """Train to the recipe's last epoch.
 
-    After n steps it decays by (1 + n) / (10 + n) at most; else the random start would weigh on it
-    for 1 / (1 - decay) steps and more.
+    Raises:
+        CrisEdgeError: data, recipe or state are not as they should be, or the run broke down.
+        OSError: files cannot be written, as on a full disk; the states before are whole.
     """
+    trainer = Trainer(recipe, build_data(recipe), device)
+    if resume:
+        resume_newest(trainer, out)
+    elif states(out):
+        raise CheckpointError(f"{out} holds a run already: give --resume, or another --out")
+    log = None
+    if distributed.world()[0] == 0:
+        out.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(out)
+        log = RunLog(out, trainer.step)
+    try:
+        while trainer.epoch < recipe.epochs:
+            train_epoch(trainer, out, log)
+            finish_epoch(trainer, out, log)
+    finally:
+        if log:
+            log.close()
 
-    def update(average: Tensors, current: Tensors, count: Tensor | int) -> None:
-        young = (1 + int(count)) / (10 + int(count))
-        get_ema_multi_avg_fn(min(decay, young))(average, current, count)
 
-    return update
+def train_epoch(trainer: Trainer, out: Path, log: RunLog | None) -> None:
+    """The rest of an epoch, with lines in the log and states as the recipe wants them."""
+    recipe, total = trainer.recipe, trainer.steps_per_epoch
+    pace = Pace(recipe.photos)
+    title = f"epoch {trainer.epoch + 1}/{recipe.epochs}"
+    done = trainer.step_in_epoch
+    with tqdm(total=total, initial=done, desc=title, mininterval=5, disable=log is None) as bar:
+        for parts in pace.waiting_for(trainer.batches()):
+            losses = trainer.learn(parts)
+            bar.update()
+            bar.set_postfix(loss=f"{sum(losses.values()):.3f}")
+            if log and trainer.step % recipe.log_every == 0:
+                record = {"step": trainer.step, "epoch": trainer.epoch, "losses": losses}
+                log.write(record | progress(trainer) | pace.so_far())
+            within = trainer.step_in_epoch
+            if recipe.save_every and within < total and within % recipe.save_every == 0:
+                save_state(trainer, out)
 
 
-class Trainer:
-    """Model, optimiser and schedule of one run."""
-
-    def __init__(self, recipe: Recipe, data: TrainingData, device: torch.device):
-        torch.manual_seed(recipe.seed)
-        self.recipe, self.data, self.device = recipe, data, device
-        config = dataclasses.replace(recipe.config(), vocab_size=data.tokenizer.vocab_size)
-        self.model = CRIS(config)
-        if recipe.pretrained == "imagenet":
-            load_imagenet(self.model)
-        else:
-            load_clip(self.model, recipe.pretrained)
-        self.nouns = losses.NounHead(self.model.image_encoder.channels, config.embed_dim)
-        # Twice as fast on a CPU.
-        self.model.to(memory_format=torch.channels_last).to(device)
-        self.nouns.to(device)
-        self.average = AveragedModel(
-            self.model, multi_avg_fn=moving_average(recipe.ema), use_buffers=True
-        )
-        self.optimiser = torch.optim.AdamW(
-            self.parameter_groups(), weight_decay=recipe.weight_decay
-        )
-        self.steps_per_epoch = len(data.loader(recipe, epoch=0))
-        self.epoch = self.step = 0
-        self.best = -1.0
-
-    def parameter_groups(self) -> list[dict]:
-        """The trained image encoder at a fraction of the rate; no decay for vectors and scalars."""
-        rate = self.recipe.learning_rate
-        groups: dict[tuple[float, bool], list[Tensor]] = {}
-        named = [*self.model.named_parameters(), *self.nouns.named_parameters()]
-        for name, parameter in named:
-            if parameter.requires_grad:
-                scale = self.recipe.image_encoder_rate if name.startswith("image_encoder") else 1.0
-                groups.setdefault((scale, parameter.ndim > 1), []).append(parameter)
-        return [
-            {"params": group, "base_lr": rate * scale} | ({} if decayed else {"weight_decay": 0.0})
-            for (scale, decayed), group in groups.items()
-        ]
-
-    def set_learning_rate(self) -> float:
-        """Linear warm-up, then half a cosine down to nothing at the last step."""
-        total = self.steps_per_epoch * self.recipe.epochs
-        warm = min(1.0, (self.step + 1) / max(1, self.recipe.warmup_steps))
-        factor = warm * 0.5 * (1 + math.cos(math.pi * min(1.0, self.step / total)))
-        for group in self.optimiser.param_groups:
-            group["lr"] = group["base_lr"] * factor
-        return self.recipe.learning_rate * factor
-
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Each loss of a batch by name, weighted, so that their sum is what is minimised."""
-        recipe, model = self.recipe, self.model
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.bf16):
-            c3, c4, c5 = model.encode_image(batch["image"])
-            phrases = len(batch["tokens"])
-            # Phrases and nouns share one pass through the text encoder.
-            words, sentence, padding = model.encode_text(
-                torch.cat([batch["tokens"], batch["nouns"]])
-            )
-            count = phrases // len(batch["image"])
-            c3s, c4s, c5s = (f.repeat_interleave(count, dim=0) for f in (c3, c4, c5))
-            logits = model.decode(
-                c3s, c4s, c5s, words[:phrases], sentence[:phrases], padding[:phrases]
-            )
-            named = self.nouns(c4, c5, sentence[phrases:])
-        logits, masks = logits[:, 0].float(), batch["masks"]
-        valid = (~batch["ignore"]).float()
-        each = valid.repeat_interleave(count, dim=0)
-        weight = batch["weight"]
-        photos = (-1, count)
-        return {
-            "mask": (losses.cross_entropy(logits, masks, each) * weight).mean(),
-            "dice": recipe.dice * (losses.dice(logits, masks, each) * weight).mean(),
-            "which": recipe.which
-            * losses.which(
-                logits.unflatten(0, photos),
-                masks.unflatten(0, photos),
-                valid,
-                batch["distinct"].unflatten(0, photos),
-            ),
-            "naming": recipe.naming * losses.naming(named.float(), batch["categories"]),
-        }
-
-    def train_epoch(self) -> dict[str, float]:
-        """One pass over the data; mean losses."""
-        # Of its own for each epoch, so that dropout after --resume is as if never stopped.
-        torch.manual_seed(self.recipe.seed * 100_003 + self.epoch)
-        self.model.train()
-        # The image encoder's running statistics stay ImageNet's: batches are too small for better.
-        self.model.image_encoder.eval()
-        loader = self.data.loader(self.recipe, self.epoch)
-        sums: dict[str, float] = {}
-        learned = [*self.model.parameters(), *self.nouns.parameters()]
-        progress = tqdm(loader, desc=f"epoch {self.epoch + 1}/{self.recipe.epochs}", mininterval=5)
-        for batch in progress:
-            batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
-            rate = self.set_learning_rate()
-            parts = self.losses(batch)
-            total = torch.stack(list(parts.values())).sum()
-            self.optimiser.zero_grad(set_to_none=True)
-            total.backward()
-            norm = torch.nn.utils.clip_grad_norm_(learned, self.recipe.clip_norm)
-            if not torch.isfinite(total + norm):
-                raise CheckpointError(
-                    f"the loss is {total.item()} and its gradient {norm.item()} at step "
-                    f"{self.step}; the last whole state is in last.safetensors. A lower "
-                    "learning_rate or bf16=false usually helps."
-                )
-            self.optimiser.step()
-            self.average.update_parameters(self.model)
-            self.step += 1
-            for name, part in parts.items():
-                sums[name] = sums.get(name, 0.0) + part.item()
-            progress.set_postfix(loss=f"{total.item():.3f}", rate=f"{rate:.1e}")
-        self.epoch += 1
-        return {name: value / len(loader) for name, value in sums.items()}
-
-    @property
-    def averaged(self) -> CRIS:
-        """The model whose weights are the moving average, in evaluation mode."""
-        return cast("CRIS", self.average.module).eval()
-
-    def validate(self) -> dict[str, Evaluation]:
-        """The averaged model on the validation photos; derived and written expressions apart."""
-        segmenter = torch_segmenter(self.averaged, self.data.tokenizer)
-        return {
+def finish_epoch(trainer: Trainer, out: Path, log: RunLog | None) -> None:
+    """Validate where it is time to, keep what is best, and write the state."""
+    recipe = trainer.recipe
+    record: dict = {"step": trainer.step, "epoch": trainer.epoch + 1}
+    record["epoch_losses"] = trainer.end_epoch()
+    if trainer.epoch % recipe.validate_every == 0 or trainer.epoch == recipe.epochs:
+        segmenter = torch_segmenter(trainer.judged, trainer.data.tokenizer)
+        found = {
             name: evaluate_samples(segmenter, samples)
-            for name, samples in self.data.validation.items()
+            for name, samples in trainer.data.validation.items()
         }
-
-    def save(self, path: Path) -> None:
-        """Write the whole state, from which `load` goes on."""
-        extra = {f"average.{k}": v for k, v in self.average.state_dict().items()}
-        extra |= {f"nouns.{k}": v for k, v in self.nouns.state_dict().items()}
-        extra |= checkpoint.optimiser_tensors(self.optimiser)
-        state = {"epoch": self.epoch, "step": self.step, "best": self.best}
-        metadata = {"recipe": json.dumps(dataclasses.asdict(self.recipe))}
-        metadata["state"] = json.dumps(state)
-        checkpoint.save(path, self.model, self.data.tokenizer, metadata, extra)
-
-    def load(self, path: Path) -> None:
-        """Take up the state that `save` wrote.
-
-        Raises:
-            CheckpointError: it is of another recipe or another vocabulary.
-        """
-        kept = checkpoint.load(path)
-        if json.loads(kept.metadata.get("recipe", "{}")) != dataclasses.asdict(self.recipe):
-            raise CheckpointError(
-                f"{path}: of another recipe; resume with the very same config and overrides, "
-                "or choose another --out"
-            )
-        if kept.tokenizer.to_json() != self.data.tokenizer.to_json():
-            raise CheckpointError(
-                f"{path}: of another vocabulary; the phrases in the data folder have changed since"
-            )
-        self.model.load_state_dict(kept.model.state_dict())
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            tensors = kept.extra.items()
-            return {k.removeprefix(prefix): v for k, v in tensors if k.startswith(prefix)}
-
-        self.average.load_state_dict(part("average."))
-        self.nouns.load_state_dict(part("nouns."))
-        checkpoint.restore_optimiser(self.optimiser, kept.extra)
-        state = json.loads(kept.metadata["state"])
-        self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
+        record["val"] = {name: evaluation.scores.as_dict() for name, evaluation in found.items()}
+        if log:
+            keep_best(trainer, found, out)
+            for name, evaluation in found.items():
+                sheet = out / f"sheet-{name.replace(' ', '-')}.png"
+                draw_sheet(sheet, evaluation)
+                log.picture(sheet, trainer.step)
+    if log:
+        # The log first: what it says beyond the last whole state is taken out again.
+        log.write(record)
+        tqdm.write(json.dumps(record))
+    save_state(trainer, out)
 
 
-def keep_best(trainer: Trainer, evaluations: dict[str, Evaluation], out: Path) -> None:
-    """Write the averaged model as `best.safetensors` when it is the best by validation mIoU."""
-    figures = {name: e.scores.miou for name, e in evaluations.items()}
+def keep_best(trainer: Trainer, found: dict[str, Evaluation], out: Path) -> None:
+    """Write the model as `best.safetensors` when it is the best by validation mIoU."""
+    figures = {name: evaluation.scores.miou for name, evaluation in found.items()}
     score = sum(figures.values()) / len(figures)
     if score <= trainer.best:
         return
     trainer.best = score
+    accuracy = {"split": "val", "metric": "mIoU", "epoch": trainer.epoch} | figures
     metadata = {
         "training_data": trainer.data.sources,
-        "accuracy": json.dumps(
-            {"split": "val", "metric": "mIoU", "epoch": trainer.epoch} | figures
-        ),
+        "accuracy": json.dumps(accuracy),
         "recipe": json.dumps(dataclasses.asdict(trainer.recipe)),
         "torch": torch.__version__,
     }
-    checkpoint.save(out / "best.safetensors", trainer.averaged, trainer.data.tokenizer, metadata)
+    checkpoint.save(out / BEST, trainer.judged, trainer.data.tokenizer, metadata)
 
 
-def append_line(path: Path, record: dict) -> None:
-    """Add one JSON object as a line."""
-    with path.open("a", encoding="utf-8") as log:
-        log.write(json.dumps(record) + "\n")
+# --- states ---
 
 
-def train(recipe: Recipe, out: Path, resume: bool) -> None:
-    """Train to the recipe's last epoch."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    data = build_data(recipe)
-    trainer = Trainer(recipe, data, device)
-    out.mkdir(parents=True, exist_ok=True)
-    last = out / "last.safetensors"
-    if resume:
-        trainer.load(last)
-    elif last.exists():
-        raise CheckpointError(f"{out} holds a run already: give --resume, or another --out")
-    while trainer.epoch < recipe.epochs:
-        begun = time.perf_counter()
-        record: dict = {"losses": trainer.train_epoch()}
-        record |= {"epoch": trainer.epoch, "seconds": round(time.perf_counter() - begun, 1)}
-        if trainer.epoch % recipe.validate_every == 0 or trainer.epoch == recipe.epochs:
-            evaluations = trainer.validate()
-            record["val"] = {name: e.scores.as_dict() for name, e in evaluations.items()}
-            keep_best(trainer, evaluations, out)
-            for name, evaluation in evaluations.items():
-                draw_sheet(out / f"sheet-{name}.png", evaluation)
-        trainer.save(last)
-        append_line(out / "log.jsonl", record)
-        tqdm.write(json.dumps(record))
+def states(out: Path) -> list[Path]:
+    """The states in a run's folder, the newest last."""
+    return sorted(out.glob("state-*.safetensors"))
 
 
-EXAMPLE = """example:
+def save_state(trainer: Trainer, out: Path) -> None:
+    """Write a state beside the others, then take the oldest away."""
+    if distributed.world()[0]:
+        return
+    trainer.save(out / f"state-{trainer.step:08d}.safetensors")
+    for old in states(out)[: -trainer.recipe.keep]:
+        old.unlink()
+
+
+def clear_leftovers(out: Path) -> None:
+    """Take away what a run that was killed while it wrote a file has left of it."""
+    for unfinished in out.glob(".*.safetensors.*"):
+        unfinished.unlink()
+
+
+def resume_newest(trainer: Trainer, out: Path) -> None:
+    """Go on from the newest state.
+
+    Raises:
+        CheckpointError: there is none, or it does not fit.
+    """
+    found = states(out)
+    if not found:
+        raise CheckpointError(f"{out}: no state-*.safetensors here to go on from")
+    trainer.load(found[-1])
+
+
+# --- what the log tells of a step ---
+
+
+def progress(trainer: Trainer) -> dict[str, float]:
+    """The rate of what has the whole of it, and memory."""
+    rates = [group["lr"] for group in trainer.optimiser.param_groups]
+    return {"learning_rate": max(rates), "memory_gib": round(peak_memory(trainer.device), 3)}
+
+
+class Pace:
+    """Photos a second, and the share of time that steps wait for them."""
+
+    def __init__(self, photos: int):
+        self.photos = photos
+        self.start = time.perf_counter()
+        self.steps, self.waited = 0, 0.0
+
+    def waiting_for(self, steps: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
+        """The same steps, one after the other."""
+        while True:
+            asked = time.perf_counter()
+            parts = next(steps, None)
+            self.waited += time.perf_counter() - asked
+            if parts is None:
+                return
+            self.steps += 1
+            yield parts
+
+    def so_far(self) -> dict[str, float]:
+        """Since it was asked last."""
+        seconds = time.perf_counter() - self.start
+        found = {
+            "photos_per_second": round(self.photos * self.steps / seconds, 2),
+            "waiting": round(self.waited / seconds, 4),
+        }
+        self.start, self.steps, self.waited = time.perf_counter(), 0, 0.0
+        return found
+
+
+EXAMPLE = """examples:
   python -m training.train --config training/configs/cris_edge_s.yaml --out runs/s data=/photos
+  torchrun --nproc-per-node 8 -m training.train --config training/configs/refcoco_r50.yaml
+  python -m training.train --config training/configs/refcoco_r50.yaml --resume
 
-The names that a recipe has, their defaults and reasons are in training/recipe.py; docs/data.md
-tells how the data folder is laid out.
+The names that a recipe has, their defaults and reasons are in training/recipe.py. docs/training.md
+leads from the data to figures, docs/data.md tells how data folders are laid out.
 """
 
 
@@ -282,14 +212,14 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     arguments = argparse.ArgumentParser(
         prog="python -m training.train",
-        description="Train a model by a recipe; on the GPU where there is one.",
+        description="Train a model by a recipe; on GPUs where there are any.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = arguments.add_argument
     add("--config", required=True, help="a recipe, see training/configs/")
     add("--out", type=Path, default=Path("runs/train"), help="default: %(default)s")
-    add("--resume", action="store_true", help="go on from OUT/last.safetensors")
+    add("--resume", action="store_true", help="go on from the newest state in OUT")
     add("overrides", nargs="*", help="name=value, e.g. data=/photos epochs=5")
     return arguments
 
@@ -297,12 +227,25 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; one line on stderr and 2 where something is refused."""
     arguments = parser().parse_args(argv)
+    out: Path = arguments.out
     try:
-        train(read_recipe(arguments.config, arguments.overrides), arguments.out, arguments.resume)
+        device = distributed.start()
+        recipe = read_recipe(arguments.config, arguments.overrides)
+        train(recipe, out, arguments.resume, device)
     except (CrisEdgeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}{whole_state(error, out)}", file=sys.stderr)
         return 2
+    finally:
+        distributed.stop()
     return 0
+
+
+def whole_state(error: Exception, out: Path) -> str:
+    """Where to go on from, after a run that broke down."""
+    found = states(out)
+    if not found or not isinstance(error, (TrainingError, OSError)):
+        return ""
+    return f". The last whole state is {found[-1]}: --resume goes on from it"
 
 
 if __name__ == "__main__":

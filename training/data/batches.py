@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,33 +15,39 @@ from torch.utils.data import DataLoader, Sampler
 from cris_edge.letterbox import Letterbox
 from cris_edge.tokenizer import Tokenizer, build
 from training.data.augment import Augmentation
-from training.data.dataset import PhotoDataset, collate, start_worker
+from training.data.items import ItemMaker, collate, start_worker
 from training.data.nouns import CATEGORIES, NOUNS
+from training.data.photo_dataset import PhotoDataset
+from training.data.prepared import open_references
+from training.data.reference_dataset import ReferenceDataset
+from training.data.references import samples_of
 from training.data.samples import Sample, load_samples, load_sources
+from training.data.scene_dataset import JUDGED_WORLD, SceneDataset
+from training.data.scenes import find_backgrounds, scene_samples, vocabulary
 from training.data.vocabulary import clip_merges, student_tokenizer
+from training.distributed import world
 from training.errors import DataError
 from training.model.config import R50
 from training.recipe import Recipe
 
 WORDINGS = 3
 """Ways in which each derived fact is said."""
+HELD_OUT = Path(__file__).parents[2] / "samples" / "photos"
+"""Photos under the scenes that judge; no recipe trains on them."""
+JUDGED_SCENES = 100
 
 
-class EpochSampler(Sampler[tuple[int, int]]):
-    """Every photo once, some several times, in an order that (seed, epoch) fixes."""
-
-    def __init__(self, repeats: Sequence[int], seed: int, epoch: int):
-        draws = [(photo, draw) for photo, times in enumerate(repeats) for draw in range(times)]
-        order = np.random.default_rng((seed, epoch)).permutation(len(draws))
-        self.draws = [draws[place] for place in order]
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        """(photo, draw): each draw of a photo has other phrases and changes."""
-        return iter(self.draws)
+class Drawn(Protocol):
+    """A dataset whose items depend on the seed, the epoch, the index and the draw alone."""
 
     def __len__(self) -> int:
-        """Photos in an epoch."""
-        return len(self.draws)
+        """Number of photos."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw other items; before a loader makes its iterator."""
+
+    def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
+        """Item of (index, draw)."""
 
 
 @dataclass
@@ -48,49 +55,86 @@ class TrainingData:
     """What a run reads."""
 
     tokenizer: Tokenizer
-    dataset: PhotoDataset
-    repeats: list[int]
+    dataset: Drawn
+    repeats: Sequence[int]
     """Times an epoch sees each photo."""
     validation: dict[str, list[Sample]]
-    """`derived` and `written`: never mixed."""
+    """By source: never mixed."""
     sources: str
     """In words, for whoever gets the model."""
 
-    def loader(self, recipe: Recipe, epoch: int) -> _Batches:
-        """The batches of an epoch."""
-        return _Batches(self, recipe, epoch)
+    def batches(self, recipe: Recipe, epoch: int, first: int = 0) -> Batches:
+        """This process's share of an epoch's batches, from step `first` of it on."""
+        return Batches(self, recipe, epoch, first)
+
+    def steps(self, recipe: Recipe) -> int:
+        """Steps of an epoch; a last batch that would not be full is left out."""
+        return sum(self.repeats) // recipe.photos
 
 
-class _Batches:
+class StepSampler(Sampler[list[tuple[int, int]]]):
+    """Which photos this process reads: parts of a global batch that (seed, epoch) fixes.
+
+    However many processes share a batch, and in however many parts each takes its share, together
+    they see the same photos in the same step.
+    """
+
+    def __init__(self, repeats: Sequence[int], recipe: Recipe, epoch: int, first: int):
+        draws = [(photo, draw) for photo, times in enumerate(repeats) for draw in range(times)]
+        order = np.random.default_rng((recipe.seed, epoch)).permutation(len(draws))
+        rank, size = world()
+        part = recipe.photos // (size * recipe.accumulate)
+        self.parts = [
+            [draws[place] for place in order[start : start + part]]
+            for step in range(first, len(draws) // recipe.photos)
+            for piece in range(recipe.accumulate)
+            for start in [step * recipe.photos + (piece * size + rank) * part]
+        ]
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """Lists of (photo, draw): each draw of a photo has other phrases and changes."""
+        return iter(self.parts)
+
+    def __len__(self) -> int:
+        """Parts that are left of the epoch."""
+        return len(self.parts)
+
+
+class Batches:
     """A loader's batches with the nouns and the bookkeeping that the losses want."""
 
-    def __init__(self, data: TrainingData, recipe: Recipe, epoch: int):
+    def __init__(self, data: TrainingData, recipe: Recipe, epoch: int, first: int):
         data.dataset.set_epoch(epoch)
-        self.loader = DataLoader(
-            data.dataset,
-            batch_size=recipe.photos,
-            sampler=EpochSampler(data.repeats, recipe.seed, epoch),
+        self.loader: DataLoader[dict[str, Any]] = DataLoader(
+            data.dataset,  # type: ignore[arg-type]
+            batch_sampler=StepSampler(data.repeats, recipe, epoch, first),
             num_workers=recipe.workers,
             collate_fn=collate,
             worker_init_fn=start_worker,
-            drop_last=True,
+            pin_memory=torch.cuda.is_available(),
         )
         self.tokenizer, self.recipe = data.tokenizer, recipe
         self.word_len = recipe.config().word_len
-        self.rng = np.random.default_rng((recipe.seed, epoch, 1))
+        self.epoch, self.first = epoch, first
 
     def __len__(self) -> int:
+        """Parts of steps that are left."""
         return len(self.loader)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        for batch in self.loader:
+        """Batches of `recipe.photos` / (processes * `recipe.accumulate`) photos."""
+        for part, batch in enumerate(self.loader):
             del batch["texts"]
             instances = batch["instance"].unflatten(0, (-1, self.recipe.phrases))
-            yield batch | {"distinct": distinct(instances).flatten(), "nouns": self.nouns()}
+            batch["distinct"] = distinct(instances).flatten()
+            if self.recipe.naming:
+                batch["nouns"] = self.nouns(self.first + part // self.recipe.accumulate)
+            yield batch
 
-    def nouns(self) -> Tensor:
+    def nouns(self, step: int) -> Tensor:
         """Token ids of the 80 categories, each by one of its names."""
-        texts = [str(self.rng.choice(NOUNS[category])) for category in CATEGORIES]
+        rng = np.random.default_rng((self.recipe.seed, self.epoch, step))
+        texts = [str(rng.choice(NOUNS[category])) for category in CATEGORIES]
         return torch.from_numpy(
             np.stack([self.tokenizer.encode(text, self.word_len) for text in texts])
         )
@@ -116,34 +160,92 @@ def build_data(recipe: Recipe) -> TrainingData:
     Raises:
         DataError: files are missing or not as they should be, or too few photos for one batch.
     """
+    read = {"photos": _photos, "references": _references, "scenes": _scenes}[recipe.kind]
+    data = read(recipe)
+    if not data.steps(recipe):
+        raise DataError(
+            f"an epoch has {sum(data.repeats)} photos, fewer than the {recipe.photos} of one "
+            "batch: nothing would be trained"
+        )
+    return data
+
+
+def _tokenizer(recipe: Recipe, texts: Sequence[str], first: int = 4096) -> Tokenizer:
+    if recipe.config().vocab_size == R50.vocab_size:
+        return build(clip_merges())
+    return student_tokenizer(texts, first)
+
+
+def _items(recipe: Recipe, tokenizer: Tokenizer) -> ItemMaker:
     config = recipe.config()
+    return ItemMaker(
+        tokenizer,
+        Letterbox(config.input_size, config.mean, config.std),
+        config.word_len,
+        as_published=recipe.kind == "references",
+        categories=bool(recipe.naming),
+    )
+
+
+def _photos(recipe: Recipe) -> TrainingData:
+    """Photos with instances, and phrases made by rule or written."""
     root = Path(recipe.data)
     labelled = load_samples(root, "train", seed=recipe.seed, wordings=WORDINGS)
     boxes: list[Sample] = []
     if (root / "boxes_pseudo_instances.json").exists():
         boxes = load_samples(root, "boxes", seed=recipe.seed, wordings=WORDINGS)
     samples = labelled + boxes
-    if config.vocab_size == R50.vocab_size:
-        tokenizer = build(clip_merges())
-    else:
-        nouns = [noun for names in NOUNS.values() for noun in names]
-        tokenizer = student_tokenizer([sample.text for sample in samples] + nouns)
+    nouns = [noun for names in NOUNS.values() for noun in names]
+    tokenizer = _tokenizer(recipe, [sample.text for sample in samples] + nouns)
     dataset = PhotoDataset(
         samples,
-        tokenizer,
-        Letterbox(config.input_size, config.mean, config.std),
-        config.word_len,
+        _items(recipe, tokenizer),
         phrases=recipe.phrases,
-        augmentation=Augmentation(),
+        augmentation=Augmentation(flip=recipe.mirror),
         absent_share=recipe.absent,
         seed=recipe.seed,
     )
     whole = {str(sample.photo.path) for sample in labelled}
     repeats = [recipe.train_repeats if path in whole else 1 for path in dataset.paths]
-    if sum(repeats) < recipe.photos:
-        raise DataError(
-            f"an epoch has {sum(repeats)} photos, fewer than the {recipe.photos} of one batch: "
-            "nothing would be trained"
-        )
     sources = f"{len(dataset)} photos with {len(samples)} referring expressions"
     return TrainingData(tokenizer, dataset, repeats, load_sources(root, "val"), sources)
+
+
+def _references(recipe: Recipe) -> TrainingData:
+    """References as `training.prepare` wrote them: RefCOCO and its kin, or one's own."""
+    prepared = open_references(Path(recipe.data))
+    references = prepared.split("train")
+    judged, split = (references, "train") if recipe.overfit else (prepared.split("val"), "val")
+    if recipe.overfit:
+        references = judged = [references[i] for i in range(min(recipe.overfit, len(references)))]
+    texts: list[str] = []
+    if recipe.config().vocab_size != R50.vocab_size:
+        texts = [sentence for reference in references for sentence in reference.sentences]
+    tokenizer = _tokenizer(recipe, texts)
+    dataset = ReferenceDataset(
+        references,
+        _items(recipe, tokenizer),
+        phrases=recipe.phrases,
+        mirror_share=recipe.mirror,
+        seed=recipe.seed,
+    )
+    source = f"{prepared.name} {split}"
+    validation = {source: samples_of(judged, source, "first")}
+    sources = f"{len(references)} references of {prepared.name}"
+    return TrainingData(tokenizer, dataset, [1] * len(dataset), validation, sources)
+
+
+def _scenes(recipe: Recipe) -> TrainingData:
+    """The made-up world, over the photos of a folder."""
+    tokenizer = _tokenizer(recipe, vocabulary(), first=0)
+    backgrounds = find_backgrounds(recipe.data)
+    dataset = SceneDataset(
+        backgrounds,
+        recipe.scenes,
+        _items(recipe, tokenizer),
+        phrases=recipe.phrases,
+        world=JUDGED_WORLD + 1 + recipe.seed,
+    )
+    validation = {"scenes": scene_samples(HELD_OUT, JUDGED_SCENES, JUDGED_WORLD)}
+    sources = f"made-up scenes over {len(backgrounds)} photos"
+    return TrainingData(tokenizer, dataset, [1] * len(dataset), validation, sources)

@@ -1,7 +1,8 @@
 """COCO's instance format, read into photos with their instances."""
 
+import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,38 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path} should be a JSON file, but: {error}") from error
 
 
+def read_labels(
+    annotations: Path, folder: Path, *, only: Container[int] | None = None
+) -> list[Photo]:
+    """Read a COCO instances file: any category names, and photos that may be missing.
+
+    Args:
+        annotations: the JSON file, with `images`, `annotations` and `categories`.
+        folder: where the photos lie.
+        only: ids of the images to read; default: all.
+
+    Raises:
+        DataError: the file is missing, or the JSON is not COCO's.
+    """
+    data = read_json(annotations)
+    try:
+        names = {entry["id"]: str(entry["name"]) for entry in data["categories"]}
+        entries: dict[int, list[Mapping[str, Any]]] = {}
+        for entry in data["annotations"]:
+            entries.setdefault(entry["image_id"], []).append(entry)
+        return [
+            _photo(image, entries.get(image["id"], []), names, folder)
+            for image in data["images"]
+            if only is None or image["id"] in only
+        ]
+    except DataError as error:
+        raise DataError(f"{annotations}: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise DataError(
+            f"{annotations} should be in COCO's instance format, but: {error!r}"
+        ) from error
+
+
 def read_photos(
     annotations: Path,
     folder: Path,
@@ -128,7 +161,7 @@ def read_photos(
     person_only: bool = False,
     exclude_prefixes: Sequence[str] = ("pf_",),
 ) -> list[Photo]:
-    """Read a COCO instances file and check that its photos are there.
+    """Read a COCO instances file, with COCO's 80 categories, and check that its photos are there.
 
     Args:
         annotations: the JSON file, with `images`, `annotations` and `categories`.
@@ -140,23 +173,20 @@ def read_photos(
     Raises:
         DataError: a file is missing, or the JSON is not COCO's.
     """
-    data = read_json(annotations)
-    try:
-        names = {entry["id"]: entry["name"] for entry in data["categories"]}
-        entries: dict[int, list[Mapping[str, Any]]] = {}
-        for entry in data["annotations"]:
-            entries.setdefault(entry["image_id"], []).append(entry)
-        return [
-            _photo(image, entries.get(image["id"], []), names, folder, person_only)
-            for image in data["images"]
-            if not image["file_name"].startswith(tuple(exclude_prefixes))
-        ]
-    except DataError as error:
-        raise DataError(f"{annotations}: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(
-            f"{annotations} should be in COCO's instance format, but: {error!r}"
-        ) from error
+    photos = [
+        dataclasses.replace(photo, person_only=person_only or photo.person_only)
+        for photo in read_labels(annotations, folder)
+        if not photo.path.name.startswith(tuple(exclude_prefixes))
+    ]
+    for photo in photos:
+        if not photo.path.is_file():
+            raise DataError(f"{annotations}: photo {photo.path} is missing")
+        for instance in photo.instances:
+            if instance.category not in CATEGORY_INDEX:
+                raise DataError(
+                    f"{annotations}: category {instance.category!r} is not one of COCO's 80"
+                )
+    return photos
 
 
 def _photo(
@@ -164,18 +194,14 @@ def _photo(
     entries: Sequence[Mapping[str, Any]],
     names: Mapping[int, str],
     folder: Path,
-    person_only: bool,
 ) -> Photo:
-    path = folder / image["file_name"]
-    if not path.is_file():
-        raise DataError(f"photo {path} is missing")
     height, width = int(image["height"]), int(image["width"])
     return Photo(
         id=int(image["id"]),
-        path=path,
+        path=folder / image["file_name"],
         width=width,
         height=height,
-        person_only=person_only or bool(image.get("person_only", False)),
+        person_only=bool(image.get("person_only", False)),
         instances=tuple(_instance(entry, names, height, width) for entry in entries),
     )
 
@@ -183,14 +209,11 @@ def _photo(
 def _instance(
     entry: Mapping[str, Any], names: Mapping[int, str], height: int, width: int
 ) -> Instance:
-    category = names[entry["category_id"]]
-    if category not in CATEGORY_INDEX:
-        raise DataError(f"category {category!r} is not one of COCO's 80")
     x, y, w, h = (float(value) for value in entry["bbox"])
     pseudo = entry.get("source") == "pseudo"
     return Instance(
         id=int(entry["id"]),
-        category=category,
+        category=names[entry["category_id"]],
         box=(x, y, x + w, y + h),
         area=float(entry["area"]),
         crowd=bool(entry.get("iscrowd", 0)) or bool(entry.get("maybe_crowd", False)),
@@ -200,7 +223,7 @@ def _instance(
 
 
 def _encode(entry: Mapping[str, Any], height: int, width: int) -> Mapping[str, Any] | None:
-    """Compress polygons or an uncompressed RLE; None where there is only a box.
+    """Compress polygons or an RLE of either kind; None where there is only a box.
 
     A mask is the union of its polygons, and each is filled even-odd (so a hole joined to the
     outline by a double line stays a hole).
@@ -213,9 +236,15 @@ def _encode(entry: Mapping[str, Any], height: int, width: int) -> Mapping[str, A
             raise DataError(
                 f"annotation {entry['id']}: RLE size {shape['size']} is not the photo's"
             )
-        if isinstance(shape["counts"], list):
-            shape = rle_codec.frPyObjects(shape, height, width)
-        return dict(shape)
+        counts = shape["counts"]
+        runs = counts if isinstance(counts, list) else _runs(counts)
+        # The codec would leave what is short undrawn, at random, and read past what is long.
+        if sum(runs) != height * width or min(runs) < 0:
+            raise DataError(
+                f"annotation {entry['id']}: its RLE should cover {height * width} pixels, "
+                f"but covers {sum(runs)}"
+            )
+        return dict(rle_codec.frPyObjects({"size": [height, width], "counts": runs}, height, width))
     if any(len(polygon) % 2 for polygon in shape):
         raise DataError(f"annotation {entry['id']}: a polygon has an odd count of numbers")
     # Fewer than three corners enclose nothing (and the codec would read four numbers as a box).
@@ -223,3 +252,23 @@ def _encode(entry: Mapping[str, Any], height: int, width: int) -> Mapping[str, A
     if not polygons:
         return None
     return dict(rle_codec.merge(rle_codec.frPyObjects(polygons, height, width)))
+
+
+def _runs(counts: str) -> list[int]:
+    """The run lengths of a compressed RLE.
+
+    Six bits a character from "0" up: five of the number, the lowest first, and whether it goes on.
+    The last of the five is the sign. From the fourth run on, the number is the difference to the
+    run before the last one.
+    """
+    runs: list[int] = []
+    number = shift = 0
+    for letter in counts.encode("ascii"):
+        bits = letter - ord("0")
+        number |= (bits & 0x1F) << shift
+        shift += 5
+        if not bits & 0x20:
+            number -= (bits & 0x10) << (shift - 4)
+            runs.append(number + (runs[-2] if len(runs) > 2 else 0))
+            number = shift = 0
+    return runs

@@ -23,20 +23,17 @@ class Labels:
     """
 
     def __init__(self, photo: Photo, matrix: NDArray[np.float64]) -> None:
-        """Draw all masks; `matrix` is the (2, 3) way from the photo's pixels to the input's."""
+        """Prepare to draw; `matrix` is the (2, 3) way from the photo's pixels to the input's."""
         self._photo, self._matrix = photo, matrix
-        self._drawn = {i.id: i.mask().view(np.uint8) for i in photo.instances if i.has_mask}
-        self._indices = {i.id: index for index, i in enumerate(photo.instances)}
+        self._drawn: dict[Instance, NDArray[np.uint8]] = {}
 
-    def index(self, instance: Instance | None) -> int:
-        """Place of the instance among the photo's, -1 for none."""
-        return -1 if instance is None else self._indices[instance.id]
-
-    def mask(self, instance: Instance, side: int) -> NDArray[np.float32]:
-        """0 or 1, float32 (side, side); interpolated linearly from the photo's pixels."""
-        drawn = self._drawn[instance.id] * np.uint8(255)
+    def mask(self, instance: Instance | None, side: int) -> NDArray[np.float32]:
+        """Mask in [0, 1], float32 (side, side): linear from the photo's pixels; None is empty."""
+        if instance is None:
+            return np.zeros((side, side), np.float32)
+        drawn = self._draw(instance) * np.uint8(255)
         warped = self._warp(drawn, side, MASK_STRIDE, cv2.INTER_LINEAR)
-        return (warped > 127).astype(np.float32)
+        return np.asarray(warped / np.float32(255), np.float32)
 
     def crowds(self, side: int) -> NDArray[np.bool_]:
         """Crowd regions without the instances outlined in them: bool (side, side)."""
@@ -64,12 +61,17 @@ class Labels:
             self._paint(drawn, instance, CATEGORY_INDEX[instance.category] if known else UNKNOWN)
         return self._warp(drawn, side, CATEGORY_STRIDE, cv2.INTER_NEAREST).astype(np.int64)
 
+    def _draw(self, instance: Instance) -> NDArray[np.uint8]:
+        if instance not in self._drawn:
+            self._drawn[instance] = instance.mask().view(np.uint8)
+        return self._drawn[instance]
+
     def _blank(self, dtype: type[np.uint8] | type[np.int16]) -> NDArray[Any]:
         return np.zeros((self._photo.height, self._photo.width), dtype)
 
     def _paint(self, canvas: NDArray[Any], instance: Instance, value: int) -> None:
         if instance.has_mask:
-            canvas[self._drawn[instance.id].view(bool)] = value
+            canvas[self._draw(instance).view(bool)] = value
         else:
             x1, y1, x2, y2 = (round(edge) for edge in instance.box)
             canvas[max(y1, 0) : max(y2, 0), max(x1, 0) : max(x2, 0)] = value

@@ -1,0 +1,84 @@
+"""A small prepared reference set of made-up scenes, and a segmenter that does as it is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cris_edge import Segmenter
+from cris_edge.engines.base import Arrays
+from cris_edge.letterbox import Letterbox
+from cris_edge.segmenter import Info
+from tests.scenes import small_tokenizer, write_folder
+from training.data.coco import read_photos
+from training.data.prepared import write_references
+from training.data.references import Entry, ReferenceSet
+
+SCENES = 4
+Told = tuple[str, tuple[int, ...], tuple[str, ...]]
+"""Split, places of the objects in the scene (two cars, then a dog), sentences."""
+
+PLAIN: list[Told] = [
+    ("train", (0,), ("car at the left", "left car")),
+    ("train", (2,), ("the dog",)),
+    ("val", (0,), ("car on the left", "no car there", "the blue one")),
+    ("val", (2,), ("the dog", "an animal")),
+    ("testA", (1,), ("right car", "blue car")),
+]
+"""Each fits one object."""
+GENERAL: list[Told] = [
+    ("val", (0, 1), ("both cars", "all cars")),
+    ("val", (0, 2), ("left car and dog",)),
+    ("val", (), ("no zebra", "a red kite")),
+    ("val", (2,), ("the dog",)),
+]
+"""Some fit several objects, some fit none; there is no split to train on."""
+
+
+def write_set(root: Path, told: list[Told], name: str = "made") -> Path:
+    """Write a prepared set that says the same of each of four scenes; its folder."""
+    data = write_folder(root / "data", scenes=SCENES)
+    photos = tuple(read_photos(data / "instances_val.json", data / "photos"))
+    entries = [
+        Entry(
+            id=100 * scene + place,
+            split=split,
+            image_id=photo.id,
+            photo=scene,
+            annotation_ids=tuple(photo.instances[i].id for i in objects),
+            sentences=sentences,
+        )
+        for scene, photo in enumerate(photos)
+        for place, (split, objects, sentences) in enumerate(told)
+    ]
+    source = data / "instances_val.json"
+    made = ReferenceSet(name, data / "photos", (source,), photos, tuple(entries))
+    write_references(made, root / "prepared", {})
+    return root / "prepared"
+
+
+def obedient_segmenter() -> Segmenter:
+    """Takes the whole photo for what is meant; and nothing where the phrase starts with "no"."""
+    tokenizer = small_tokenizer()
+    (_, no, *_) = tokenizer.encode("no", 8).tolist()
+
+    def photo(inputs: Arrays) -> dict[str, NDArray[np.generic]]:
+        return {"c3": inputs["image"]}
+
+    def phrase(inputs: Arrays) -> dict[str, NDArray[np.generic]]:
+        return {"words": inputs["tokens"]}
+
+    def pair(inputs: Arrays) -> dict[str, NDArray[np.generic]]:
+        refused = inputs["words"][0, 1] == no
+        return {"logits": np.full((1, 1, 16, 16), -9 if refused else 9, np.float32)}
+
+    return Segmenter.from_graphs(
+        letterbox=Letterbox(size=64, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        tokenizer=tokenizer,
+        word_len=8,
+        threshold=0.35,
+        graphs={"photo": photo, "phrase": phrase, "pair": pair},
+        info=Info("obedient", "float32", 64, "none", "0", None),
+    )

@@ -1,0 +1,51 @@
+"""Made-up scenes to train on: other ones in every epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from training.data.items import ItemMaker, Phrase
+from training.data.scenes import draw, make_scene
+
+JUDGED_WORLD = 0
+"""Seed of the scenes that models are judged by. No recipe trains on them."""
+
+
+class SceneDataset(Dataset[dict[str, Any]]):
+    """Scenes with K phrases each; an item depends on (world, epoch, index) alone.
+
+    See `training.data.items.ItemMaker` for what an item holds.
+    """
+
+    def __init__(
+        self, backgrounds: Sequence[Path], count: int, items: ItemMaker, *, phrases: int, world: int
+    ):
+        """Make a world of `count` scenes an epoch over photos; `world` is its seed."""
+        self._backgrounds, self._count, self._items = backgrounds, count, items
+        self._phrases, self._world, self._epoch = phrases, world, 0
+
+    def __len__(self) -> int:
+        """Scenes in an epoch."""
+        return self._count
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go on to other scenes; before the loader makes its iterator."""
+        self._epoch = epoch
+
+    def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
+        """Paint a scene and say things of it; `place` is (index, draw), the draw is always 0."""
+        number = self._epoch * self._count + place[0]
+        samples: list[Any] = []
+        while not samples:
+            # Where nothing can be said of a scene, the next one of another row of numbers.
+            scene = make_scene(self._world, number, self._backgrounds)
+            rng = np.random.default_rng((self._world, number, 2))
+            samples = draw(scene, self._phrases, rng)
+            number += 1 << 40
+        phrases = [Phrase(sample.text, sample.instance) for sample in samples]
+        return self._items(scene, scene.read(), phrases)

@@ -1,0 +1,121 @@
+"""A model with what it is taught: a batch in, the losses out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from training import losses
+from training.model import CRIS
+from training.recipe import Recipe
+
+Batch = dict[str, Tensor]
+
+AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Objective(nn.Module):
+    """The losses of a recipe; what is wrapped for many processes, and compiled."""
+
+    def __init__(self, model: CRIS, recipe: Recipe):
+        super().__init__()
+        self.model, self.recipe = model, recipe
+        channels, width = model.image_encoder.channels, model.config.embed_dim
+        self.nouns = losses.NounHead(channels, width) if recipe.naming else None
+
+    def train(self, mode: bool = True) -> Objective:
+        """Switch to training mode, but for statistics that the recipe freezes."""
+        super().train(mode)
+        if self.recipe.frozen_statistics:
+            self.model.image_encoder.eval()
+        return self
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Each loss of a batch by name, weighted: their sum is what is minimised.
+
+        Args:
+            batch: as `training.data.batches.Batches` gives it.
+        """
+        device = batch["image"].device.type
+        dtype = AUTOCAST[self.recipe.precision]
+        with torch.autocast(device, dtype, enabled=dtype is not None):
+            logits, named = self._predict(batch)
+        return self._losses(batch, logits[:, 0].float(), named)
+
+    def _predict(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Logits of the phrases, and of the nouns where they are taught."""
+        model = self.model
+        if self.nouns is None:
+            return model(batch["image"], batch["tokens"]), None
+        c3, c4, c5 = model.encode_image(batch["image"])
+        phrases = len(batch["tokens"])
+        # Phrases and nouns share one pass through the text encoder.
+        words, sentence, padding = model.encode_text(torch.cat([batch["tokens"], batch["nouns"]]))
+        count = phrases // len(batch["image"])
+        c3s, c4s, c5s = (feature.repeat_interleave(count, dim=0) for feature in (c3, c4, c5))
+        logits = model.decode(c3s, c4s, c5s, words[:phrases], sentence[:phrases], padding[:phrases])
+        return logits, self.nouns(c4, c5, sentence[phrases:]).float()
+
+    def _losses(self, batch: Batch, logits: Tensor, named: Tensor | None) -> dict[str, Tensor]:
+        recipe, masks, weight = self.recipe, batch["masks"], batch["weight"]
+        photos = (len(batch["image"]), -1)
+        valid = (~batch["ignore"]).float()
+        each = valid.repeat_interleave(len(logits) // len(valid), dim=0)
+        found = {"mask": (losses.cross_entropy(logits, masks, each) * weight).mean()}
+        if recipe.dice:
+            found["dice"] = recipe.dice * (losses.dice(logits, masks, each) * weight).mean()
+        if recipe.which:
+            apart = batch["distinct"].unflatten(0, photos)
+            groups = logits.unflatten(0, photos), masks.unflatten(0, photos)
+            found["which"] = recipe.which * losses.which(*groups, valid, apart)
+        if named is not None:
+            found["naming"] = recipe.naming * losses.naming(named, batch["categories"])
+        return found
+
+
+def recompute(model: CRIS) -> None:
+    """Gradient checkpointing: forget what the big parts computed, compute it again going back.
+
+    A third more work for the memory of activations. Statistics of batch norm are taken once, not
+    twice, so that a run is the same with and without.
+    """
+    trunk = model.image_encoder.trunk
+    stages = [child for name, child in trunk.named_children() if name.startswith("layer")]
+    for module in (
+        *stages,
+        *model.decoder.layers,
+        model.projector.stride8,
+        model.projector.stride4,
+    ):
+        module.forward = partial(_checkpointed, module, module.forward)
+
+
+def _checkpointed(module: nn.Module, forward: Callable[..., Any], *inputs: Tensor) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*inputs)
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _untracked(module)
+
+    return checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts)
+
+
+@contextmanager
+def _untracked(module: nn.Module) -> Iterator[None]:
+    """Batch norms inside normalise as ever and keep their running statistics as they are."""
+    norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, before, strict=True):
+            norm.momentum = momentum

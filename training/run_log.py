@@ -1,0 +1,74 @@
+"""What a run tells: one JSON object a line, and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from cris_edge.files import whole_file
+from cris_edge.photo import as_photo
+
+LOG = "log.jsonl"
+BOARD = "tensorboard"
+
+
+class RunLog:
+    """`log.jsonl` and `tensorboard/` in a run's folder."""
+
+    def __init__(self, out: Path, step: int):
+        """Go on at `step`: what an interrupted run told of later ones is taken out."""
+        self.path = out / LOG
+        if self.path.exists():
+            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if _step(line) <= step]
+            if kept != lines:
+                with whole_file(self.path) as file:
+                    file.write_text("".join(kept), encoding="utf-8")
+        self.board = SummaryWriter(str(out / BOARD), purge_step=step + 1)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Add a record: a line, and every number in it as a curve over its `step`."""
+        with self.path.open("a", encoding="utf-8") as log:
+            log.write(json.dumps(record) + "\n")
+        for name, value in _numbers(record):
+            self.board.add_scalar(name, value, record["step"])
+
+    def picture(self, path: Path, step: int) -> None:
+        """Show a picture that lies at `path` under its name."""
+        rgb = as_photo(path)[..., ::-1]
+        self.board.add_image(path.stem, rgb, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Write out what is still in memory."""
+        self.board.close()
+
+
+def _step(line: str) -> float:
+    """The step of a line; one that the end of a run cut short belongs to none."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def _numbers(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    found: list[tuple[str, float]] = []
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            found += _numbers(value, f"{prefix}{name}/")
+        elif isinstance(value, (int, float)) and name not in ("step", "epoch"):
+            found.append((prefix + name, float(value)))
+    return found
+
+
+def peak_memory(device: torch.device) -> float:
+    """Most memory in use so far, in GiB: of the GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,0 +1,299 @@
+"""Model, optimiser and schedule of one run: steps, and the state that a run goes on from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from training import checkpoint
+from training.batch_norm import synchronise
+from training.data.batches import TrainingData
+from training.distributed import world
+from training.errors import CheckpointError, DataError, RecipeError, TrainingError
+from training.model import CRIS
+from training.model.pretrained import load_clip, load_imagenet
+from training.objective import Batch, Objective, recompute
+from training.recipe import BYSTANDERS, Recipe
+from training.schedule import factor
+
+Tensors = list[Tensor] | tuple[Tensor, ...]
+
+SMALLEST_SCALE = 1.0
+"""Below it a float16 loss is not scaled any more but broken."""
+
+
+def moving_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
+    """An exponential moving average that forgets faster while it is young.
+
+    After n steps it decays by (1 + n) / (10 + n) at most; else the random start would weigh on it
+    for 1 / (1 - decay) steps and more.
+    """
+
+    def update(average: Tensors, current: Tensors, count: Tensor | int) -> None:
+        young = (1 + int(count)) / (10 + int(count))
+        get_ema_multi_avg_fn(min(decay, young))(average, current, count)
+
+    return update
+
+
+def build_model(recipe: Recipe, data: TrainingData) -> CRIS:
+    """The recipe's model with the weights it starts from.
+
+    Raises:
+        CheckpointError: the weights cannot be had or do not fit.
+    """
+    config = dataclasses.replace(recipe.config(), vocab_size=data.tokenizer.vocab_size)
+    model = CRIS(config)
+    if recipe.pretrained == "imagenet":
+        load_imagenet(model)
+    else:
+        load_clip(model, recipe.pretrained)
+    return model
+
+
+def parameter_groups(objective: Objective, recipe: Recipe) -> list[dict[str, Any]]:
+    """Towers that come trained at a fraction of the rate; no decay for vectors and scalars.
+
+    Positional embeddings have the whole rate, as the CRIS authors have it.
+    """
+    rates = {
+        "model.image_encoder.": recipe.image_encoder_rate,
+        "model.text_encoder.": recipe.text_encoder_rate,
+    }
+    groups: dict[tuple[float, bool], list[Tensor]] = {}
+    for name, parameter in objective.named_parameters():
+        if parameter.requires_grad:
+            scale = next((rate for tower, rate in rates.items() if name.startswith(tower)), 1.0)
+            scale = 1.0 if "positional_embedding" in name else scale
+            groups.setdefault((scale, parameter.ndim > 1), []).append(parameter)
+    return [
+        {"params": group, "base_lr": recipe.learning_rate * scale}
+        | ({} if decayed else {"weight_decay": 0.0})
+        for (scale, decayed), group in groups.items()
+    ]
+
+
+class Trainer:
+    """One process's part of a run."""
+
+    def __init__(self, recipe: Recipe, data: TrainingData, device: torch.device):
+        _, size = world()
+        if recipe.photos % (size * recipe.accumulate):
+            raise RecipeError(
+                f"photos: a batch of {recipe.photos} cannot be shared by {size} processes in "
+                f"{recipe.accumulate} parts each"
+            )
+        torch.manual_seed(recipe.seed)
+        self.recipe, self.data, self.device = recipe, data, device
+        self.model = build_model(recipe, data)
+        self.objective = Objective(self.model, recipe).to(device)
+        if recipe.channels_last:
+            self.objective.to(memory_format=torch.channels_last)
+        self.average = None
+        if recipe.ema:
+            average = moving_average(recipe.ema)
+            self.average = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+        # From here on the model differs from its average, in how it computes and not in what.
+        self.wrapped = self._wrap()
+        kind = torch.optim.AdamW if recipe.optimiser == "adamw" else torch.optim.Adam
+        self.optimiser = kind(
+            parameter_groups(self.objective, recipe), weight_decay=recipe.weight_decay
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
+        self.steps_per_epoch = data.steps(recipe)
+        self.epoch = self.step = 0
+        """Epochs that are over; steps that are over in all."""
+        self.sums: dict[str, float] = {}
+        """Losses added up over the epoch's steps so far."""
+        self.best = -1.0
+
+    def _wrap(self) -> nn.Module:
+        if not self.recipe.frozen_statistics:
+            synchronise(self.model.image_encoder, self.device)
+        for part in (self.model.neck, self.model.projector):
+            synchronise(part, self.device)
+        if self.recipe.recompute:
+            recompute(self.model)
+        if self.recipe.compile:
+            self.objective.compile()
+        if world()[1] == 1:
+            return self.objective
+        return DistributedDataParallel(self.objective, broadcast_buffers=False)
+
+    @property
+    def step_in_epoch(self) -> int:
+        """Steps of this epoch that are over."""
+        return self.step - self.epoch * self.steps_per_epoch
+
+    def batches(self) -> Iterator[list[Batch]]:
+        """What is left of the epoch: for each step the parts that this process takes of it.
+
+        Raises:
+            DataError: a photo cannot be read.
+            TrainingError: a process that loads photos died.
+        """
+        self.objective.train()
+        batches = self.data.batches(self.recipe, self.epoch, self.step_in_epoch)
+        parts: list[Batch] = []
+        try:
+            for batch in batches:
+                parts.append(batch)
+                if len(parts) == self.recipe.accumulate:
+                    yield parts
+                    parts = []
+        except DataError as error:
+            # From a worker it comes with that process's traceback before it.
+            raise DataError(str(error).strip().splitlines()[-1]) from error
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            reason = str(error).strip().splitlines()[0]
+            raise TrainingError(f"a process that loads photos died: {reason}") from error
+
+    def learn(self, parts: Sequence[Batch]) -> dict[str, float]:
+        """One step of the optimiser; the losses of the whole batch by name.
+
+        Raises:
+            TrainingError: losses or gradients are no numbers any more; the weights are untouched.
+        """
+        # Of its own for each step, so that dropout after --resume is as if never stopped, and
+        # another one in each process.
+        rank, _ = world()
+        torch.manual_seed((self.recipe.seed * 1_000_003 + self.step) * 4096 + rank)
+        self.optimiser.zero_grad(set_to_none=True)
+        found = [self._backward(part, last=part is parts[-1]) for part in parts]
+        losses = self._mean(found)
+        self._update(sum(losses.values()))
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        return losses
+
+    def _backward(self, batch: Batch, last: bool) -> dict[str, Tensor]:
+        """Add a part's gradients; processes exchange them after the last part alone."""
+        batch = {name: t.to(self.device, non_blocking=True) for name, t in batch.items()}
+        if self.recipe.channels_last:
+            batch["image"] = batch["image"].contiguous(memory_format=torch.channels_last)
+        alone: AbstractContextManager[None] = nullcontext()
+        if isinstance(self.wrapped, DistributedDataParallel) and not last:
+            alone = self.wrapped.no_sync()
+        with alone:
+            losses: dict[str, Tensor] = self.wrapped(batch)
+            total = torch.stack(list(losses.values())).sum() / self.recipe.accumulate
+            self.scaler.scale(total).backward()
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def _mean(self, found: Sequence[dict[str, Tensor]]) -> dict[str, float]:
+        """Over the parts and the processes, whose shares are of equal size."""
+        names = list(found[0])
+        mean = torch.stack([torch.stack([part[n] for n in names]) for part in found]).mean(0)
+        if world()[1] > 1:
+            dist.all_reduce(mean)
+            mean /= world()[1]
+        return dict(zip(names, mean.tolist(), strict=True))
+
+    def _update(self, loss: float) -> None:
+        """Let the optimiser take its step, if everything is a number."""
+        rate = factor(self.recipe, self.step, self.steps_per_epoch)
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["base_lr"] * rate
+        self.scaler.unscale_(self.optimiser)
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.objective.parameters(), self.recipe.clip_norm or math.inf
+        )
+        # Scaled gradients of float16 overflow now and then; the scaler then skips the step and
+        # halves its scale.
+        scaled = self.scaler.is_enabled() and self.scaler.get_scale() > SMALLEST_SCALE
+        if not math.isfinite(loss) or not (scaled or torch.isfinite(norm)):
+            raise TrainingError(
+                f"the loss is {loss} and its gradient {norm.item()} at step {self.step}. A lower "
+                "learning_rate, clip_norm=1.0 or precision=float32 usually helps"
+            )
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        self.step += 1
+
+    def end_epoch(self) -> dict[str, float]:
+        """Go on to the next epoch; the mean losses of this one."""
+        means = {name: value / self.steps_per_epoch for name, value in self.sums.items()}
+        self.epoch += 1
+        self.sums = {}
+        return means
+
+    @property
+    def judged(self) -> CRIS:
+        """The model to judge and to keep, in evaluation mode: the moving average, if there is."""
+        if self.average is None:
+            return self.model.eval()
+        return cast("CRIS", self.average.module).eval()
+
+    def save(self, path: Path) -> None:
+        """Write the whole state, from which `load` goes on."""
+        extra = checkpoint.optimiser_tensors(self.optimiser)
+        if self.average is not None:
+            extra |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
+        if self.objective.nouns is not None:
+            extra |= {f"nouns.{k}": v for k, v in self.objective.nouns.state_dict().items()}
+        state = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "sums": self.sums,
+            "best": self.best,
+            "scaler": self.scaler.state_dict(),
+        }
+        metadata = {"recipe": json.dumps(dataclasses.asdict(self.recipe))}
+        metadata["state"] = json.dumps(state)
+        checkpoint.save(path, self.model, self.data.tokenizer, metadata, extra)
+
+    def load(self, path: Path) -> None:
+        """Take up the state that `save` wrote.
+
+        Raises:
+            CheckpointError: it is damaged, of another recipe, or of another vocabulary.
+        """
+        kept = checkpoint.load(path)
+        check_recipe(path, kept.metadata.get("recipe", "{}"), self.recipe)
+        if kept.tokenizer.to_json() != self.data.tokenizer.to_json():
+            raise CheckpointError(
+                f"{path}: of another vocabulary; the phrases in the data folder have changed since"
+            )
+        self.model.load_state_dict(kept.model.state_dict())
+        if self.average is not None:
+            self.average.load_state_dict(_part(kept.extra, "average."))
+        if self.objective.nouns is not None:
+            self.objective.nouns.load_state_dict(_part(kept.extra, "nouns."))
+        checkpoint.restore_optimiser(self.optimiser, kept.extra)
+        state = json.loads(kept.metadata["state"])
+        self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
+        self.sums = state["sums"]
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def check_recipe(path: Path, kept: str, recipe: Recipe) -> None:
+    """Refuse to go on with a recipe under which the run would not be the same."""
+    before, now = json.loads(kept), dataclasses.asdict(recipe)
+    names = sorted(before.keys() | now.keys())
+    changed = [n for n in names if n not in BYSTANDERS and before.get(n) != now.get(n)]
+    if changed:
+        differences = ", ".join(f"{n}: {before.get(n)!r}, now {now.get(n)!r}" for n in changed)
+        raise CheckpointError(
+            f"{path}: of another recipe ({differences}); resume with the very same config and "
+            "overrides, or choose another --out"
+        )
