@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from pathlib import Path
 
@@ -16,13 +17,14 @@ from training.baselines import (
     best_ellipse,
     fit_ellipse,
     score_ellipse,
+    score_nothing,
     score_whole_photo,
     shuffled_phrases,
 )
 from training.data.coco import Instance, Photo
 from training.data.samples import Sample
 from training.errors import DataError
-from training.metrics import iou
+from training.metrics import Scores, iou, overlap
 
 
 def sample(photo: int, text: str, mask: np.ndarray | None = None, key: int = 0) -> Sample:
@@ -68,6 +70,42 @@ def test_the_commoner_place_wins() -> None:
     # One object meant by many phrases counts as often as it is meant.
     samples += [sample(3, f"it {i}", right.mask(100, 100)) for i in range(8)]
     assert best_ellipse(samples).cx == pytest.approx(0.75, abs=0.03)
+
+
+def test_targets_that_were_joined_are_told_apart_by_their_masks() -> None:
+    left, right = Ellipse(0.25, 0.5, 0.15, 0.2), Ellipse(0.75, 0.5, 0.15, 0.2)
+    # None of them has an id of its own, and all are of one photo.
+    samples = [sample(0, "it", left.mask(100, 100), key=-1)]
+    samples += [sample(0, f"it {i}", right.mask(100, 100), key=-1) for i in range(3)]
+    assert best_ellipse(samples).cx == pytest.approx(0.75, abs=0.03)
+
+
+def test_an_ellipse_scores_what_its_pixels_score() -> None:
+    rng = np.random.default_rng(3)
+    ellipse, sizes = Ellipse(0.4, 0.5, 0.3, 0.25), [(40, 30), (33, 52), (40, 30)]
+    samples = [sample(i, "it", rng.random(size) < 0.3) for i, size in enumerate(sizes)]
+    pairs = [
+        (ellipse.mask(*size), s.instance.mask()) for size, s in zip(sizes, samples, strict=True)
+    ]
+    assert score_ellipse(samples, ellipse) == Scores.of(overlap(*pair) for pair in pairs)
+
+
+def test_silence_is_right_where_nothing_fits() -> None:
+    empty = np.zeros((8, 8), bool)
+    samples = [sample(0, "it"), sample(1, "none", empty), sample(2, "nothing", empty)]
+    scores = score_nothing(samples)
+    assert scores.miou == pytest.approx(2 / 3)
+    assert scores.oiou == 0
+    # And an ellipse is always wrong there.
+    assert score_ellipse(samples[1:], Ellipse(0.5, 0.5, 0.3, 0.3)).miou == 0
+    assert fit_ellipse(samples)[1].miou <= 1 / 3
+
+
+def test_what_has_no_mask_is_refused() -> None:
+    given = sample(0, "it")
+    boxed = dataclasses.replace(given, instance=Instance(7, "dog", (0, 0, 1, 1), 1.0))
+    with pytest.raises(DataError, match="instance 7 has a box only"):
+        score_whole_photo([boxed])
 
 
 def test_no_random_ellipse_beats_the_fitted_one() -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from tests.scenes import small_model, small_tokenizer, write_bundle, write_folde
 from training import checkpoint
 from training.data.samples import Sample, load_samples, load_sources
 from training.errors import CheckpointError, DataError
-from training.evaluate import evaluate, evaluate_samples, main
+from training.evaluate import evaluate, evaluate_samples, main, parse, parser
 from training.evaluation import Evaluation, evaluate_pairs
 from training.groups import group_names
 from training.metrics import iou
@@ -323,9 +322,23 @@ def test_a_bundle_scores_what_its_checkpoint_scores(
         assert other.evaluation.scores.miou == pytest.approx(part.evaluation.scores.miou, abs=1e-3)
 
 
-def test_the_module_runs_and_says_in_one_line_what_is_wrong(saved: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "training.evaluate", str(saved), "--data", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
+def test_what_is_wrong_is_told_in_one_line(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(saved), "--data", str(tmp_path)]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+
+
+def test_the_commands_of_the_documentation_are_commands() -> None:
+    page = Path(__file__).parent.parent / "docs" / "evaluation.md"
+    texts = (page.read_text(encoding="utf-8"), str(parser().epilog))
+    lines = [line.strip() for text in texts for line in text.splitlines()]
+    found = [line for line in lines if line.startswith(("python -m", "torchrun"))]
+    assert len(found) == 10
+    for line in found:
+        _, arguments = line.split("-m training.evaluate ")
+        options = parse(shlex.split(arguments))
+        assert options.official == (options.model.name == "best_model.pth")

@@ -117,8 +117,9 @@ def test_groups_of_objects_appear_where_they_tell_something(
     assert list(counts)[:4] == ["all", "objects: one", "objects: several", "objects: none"]
     assert list(counts.values())[:4] == [24, 4, 12, 8]
     # What fits nothing has neither size nor company.
-    assert counts["area < 3 %"] + counts["area >= 3 %"] if "area < 3 %" in counts else True
-    assert counts["not a person"] == counts["rival present"] + counts["no rival"] == 16
+    assert "area < 3 %" not in counts
+    assert counts["area >= 3 %"] == counts["not a person"] == 16
+    assert counts["rival present"] + counts["no rival"] == 16
     assert not any(name.startswith("kind") for name in counts)
     categories = {name: scores.count for name, scores in part.categories.items()}
     assert categories == {"car": 8, "nothing": 8, "dog": 4, "several categories": 4}
@@ -194,12 +195,14 @@ def test_a_usual_set_has_no_such_figures(segmenter: Segmenter, plain: Data) -> N
 
 
 def test_baselines_of_a_set_that_can_be_trained_on(segmenter: Segmenter, plain: Data) -> None:
-    for part in evaluate(segmenter, plain, baselines=True, progress=False):
-        assert part.baselines is not None
-        rows = part.baselines.rows()
-        assert {s.count for s in rows.values()} == {len(part.evaluation.records)}
-        assert "empty mask" not in rows
-        assert rows["ellipse, best on training split"].miou <= part.baselines.fitted.miou
+    (part,) = evaluate(segmenter, plain, ["testA"], baselines=True, progress=False)
+    assert part.baselines is not None
+    rows = part.baselines.rows()
+    assert {s.count for s in rows.values()} == {len(part.evaluation.records)}
+    assert "empty mask" not in rows
+    # Those who learned where left cars are do not find the right ones.
+    assert rows["ellipse, best on training split"].miou < 0.2
+    assert rows["ellipse, best on these samples"].miou > 0.5
 
 
 def test_baselines_without_a_training_split_and_with_empty_targets(
@@ -227,11 +230,11 @@ def test_the_command_reports_a_prepared_grefcoco(
     folder = tmp_path / "prepared"
     prepare(tmp_path / "data", "grefcoco", folder)
     options = ["--json", f"{tmp_path / 'r.json'}", "--sheet", f"{tmp_path / 's.png'}"]
-    assert main([str(saved), "--data", str(folder), "--baselines", *options]) == 0
+    assert main([str(saved), "--data", str(folder), *options]) == 0
     printed = capsys.readouterr().out
     assert "split val, testA, testB" in printed
     assert "grefcoco val, the first sentence of each reference: 12 samples on 2 photos" in printed
-    titles = ("By category", "unicorn", "several categories", "objects: none", "empty mask")
+    titles = ("By category", "unicorn", "several categories", "objects: none")
     for words in (*titles, "N-acc  T-acc   gIoU   cIoU", "N-acc      share of samples"):
         assert words in printed
     content = json.loads((tmp_path / "r.json").read_text())

@@ -294,7 +294,7 @@ def test_a_reference_that_leads_nowhere_is_refused_when_it_is_asked_for(tree: Tr
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(derandomize=True, max_examples=60, deadline=None)
 def test_run_lengths_of_any_mask_are_read_exactly(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
@@ -349,7 +349,7 @@ PLAIN = st.recursive(
 
 
 @given(content=PLAIN, protocol=st.sampled_from(PROTOCOLS))
-@settings(max_examples=200, deadline=None)
+@settings(derandomize=True, max_examples=200, deadline=None)
 def test_plain_data_come_back_from_every_protocol(
     tmp_path_factory: pytest.TempPathFactory, content: Any, protocol: int
 ) -> None:

@@ -19,6 +19,9 @@ from training.model import CRIS, CRISConfig
 
 FORMAT = "cris-edge-checkpoint-1"
 MODEL = "model."
+SCALE = "scale."
+LEVELS = 127
+"""Largest magnitude of a weight in 8 bits."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ def save(
     tokenizer: Tokenizer,
     metadata: Mapping[str, str],
     extra: Mapping[str, Tensor] | None = None,
+    *,
+    compact: bool = False,
 ) -> None:
     """Write a checkpoint whole or not at all: temporary name, sync, rename.
 
@@ -49,14 +54,14 @@ def save(
         tokenizer: what turns phrases into the ids that this model knows.
         metadata: free text by name.
         extra: more tensors by name, for going on with the training.
+        compact: round the model's matrices and kernels to 8 bits, its vectors to float16.
 
     Raises:
         CheckpointError: the tensors cannot be written, as on a full disk.
         OSError: the folder cannot be written to.
     """
-    tensors = {MODEL + name: tensor for name, tensor in model.state_dict().items()} | dict(
-        extra or {}
-    )
+    tensors = {MODEL + name: tensor for name, tensor in model.state_dict().items()}
+    tensors = (_rounded(tensors) if compact else tensors) | dict(extra or {})
     # A copy each, so that tensors sharing memory are no obstacle.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     header = dict(metadata) | {
@@ -96,12 +101,38 @@ def load(path: str | Path) -> Checkpoint:
     try:
         model = CRIS(CRISConfig.from_json(header.pop("config")))
         tokenizer = Tokenizer.from_json(header.pop("tokenizer"))
-        own = {k.removeprefix(MODEL): v for k, v in tensors.items() if k.startswith(MODEL)}
-        model.load_state_dict(own)
+        model.load_state_dict(_restored(tensors))
     except (CrisEdgeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: the header does not fit the tensors: {error}") from error
-    extra = {name: tensor for name, tensor in tensors.items() if not name.startswith(MODEL)}
+    extra = {k: v for k, v in tensors.items() if not k.startswith((MODEL, SCALE))}
     return Checkpoint(model.eval(), tokenizer, header, extra)
+
+
+def _rounded(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """8 bits and a scale for each row of what has rows, float16 for the rest of the floats."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            found[name] = tensor
+        elif tensor.ndim < 2:
+            found[name] = tensor.half()
+        else:
+            largest = tensor.abs().amax(dim=tuple(range(1, tensor.ndim)), keepdim=True)
+            scale = (largest / LEVELS).clamp(min=1e-12)
+            found[name] = (tensor / scale).round().to(torch.int8)
+            found[SCALE + name] = scale
+    return found
+
+
+def _restored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The model's own tensors, multiplied by their scales where they are rounded."""
+    return {
+        name.removeprefix(MODEL): tensor * tensors[SCALE + name]
+        if SCALE + name in tensors
+        else tensor
+        for name, tensor in tensors.items()
+        if name.startswith(MODEL)
+    }
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from cris_edge import Segmenter
 from cris_edge.errors import CrisEdgeError
 from cris_edge.files import whole_file
 from training.baselines import (
+    Ellipse,
     best_ellipse,
     fit_ellipse,
     score_ellipse,
@@ -31,7 +32,7 @@ from training.convert import SHORTEST
 from training.data.references import Sentences
 from training.data.samples import Sample
 from training.distributed import start, stop, world
-from training.evaluation import Evaluation, Pair, Record, evaluate_pairs, evaluate_samples
+from training.evaluation import Evaluation, Pair, Record, agree, evaluate_pairs, evaluate_samples
 from training.metrics import Scores
 from training.predictor import open_official, open_segmenter
 from training.report import Baselines, Part, Report
@@ -67,7 +68,7 @@ def evaluate(
     Raises:
         DataError: the data are missing or not as they should be, or too few.
     """
-    selections = select(data, splits, sentences, limit)
+    selections = agree(lambda: select(data, splits, sentences, limit))
     pairs: list[Pair] = []
     for selection in selections:
         pairs += [(sample, sample.text) for sample in selection.samples]
@@ -75,20 +76,29 @@ def evaluate(
             pairs += zip(selection.samples, shuffled_phrases(selection.samples), strict=True)
     records = iter(evaluate_pairs(segmenter, pairs, progress))
     parts: list[Part] = []
+    learned: dict[str, Ellipse] = {}
     for selection in selections:
         evaluation = Evaluation(tuple(next(records) for _ in selection.samples))
         blind = None
         if baselines:
             shuffled = Scores.of(next(records).overlap for _ in selection.samples)
-            blind = _baselines(selection.samples, data.training(selection), shuffled)
+            ellipse = _learn(data.training(selection), learned)
+            blind = _baselines(selection.samples, ellipse, shuffled)
         parts.append(Part(selection, evaluation, blind))
     return parts
 
 
-def _baselines(
-    samples: Sequence[Sample], training: Sequence[Sample], shuffled: Scores
-) -> Baselines:
-    learned = best_ellipse(training) if training else None
+def _learn(training: Sequence[Sample], learned: dict[str, Ellipse]) -> Ellipse | None:
+    """The ellipse that is best on these samples, fitted once for all selections that share them."""
+    if not training:
+        return None
+    source = training[0].source
+    if source not in learned:
+        learned[source] = best_ellipse(training)
+    return learned[source]
+
+
+def _baselines(samples: Sequence[Sample], learned: Ellipse | None, shuffled: Scores) -> Baselines:
     fitted, best = fit_ellipse(samples)
     fit_something = all(sample.instance.objects for sample in samples)
     return Baselines(
@@ -104,12 +114,12 @@ def _baselines(
 
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate; in the first process, print and write what was asked for."""
-    segmenter = _open(arguments)
+    segmenter = agree(lambda: _open(arguments))
     if arguments.threshold is not None:
         segmenter.threshold = arguments.threshold
     parts = evaluate(
         segmenter,
-        open_data(arguments.data, arguments.photos),
+        agree(lambda: open_data(arguments.data, arguments.photos)),
         arguments.split,
         sentences=arguments.sentences,
         limit=arguments.limit,
@@ -175,9 +185,9 @@ def _probability(text: str) -> float:
 
 EXAMPLE = """examples:
   python -m training.evaluate runs/s/best.safetensors --data data --baselines
-  python -m training.evaluate bundles/s --data sets/refcoco --split val --split testA
-  python -m training.evaluate best_model.pth --official --word-len 17 --data sets/refcoco
-  torchrun --nproc-per-node 4 -m training.evaluate cris_r50.safetensors --data sets/refcoco
+  python -m training.evaluate bundles/s --data data/prepared/refcoco --split val --split testA
+  python -m training.evaluate best_model.pth --official --word-len 17 --data data/prepared/refcoco
+  torchrun --nproc-per-node 4 -m training.evaluate cris_r50.safetensors --data data/prepared/refcoco
 
 docs/evaluation.md tells what the figures mean.
 """
@@ -254,8 +264,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         start()
         run(arguments)
     except (CrisEdgeError, OSError) as error:
-        # Tensors that do not fit are listed a line each.
-        print("error:", "; ".join(str(error).split("\n  ")), file=sys.stderr)
+        rank, _ = world()
+        if rank == 0:
+            # Tensors that do not fit are listed a line each.
+            print("error:", "; ".join(str(error).split("\n  ")), file=sys.stderr)
         return 2
     finally:
         stop()

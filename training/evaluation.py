@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +13,15 @@ from pycocotools import mask as rle_codec
 from tqdm import tqdm
 
 from cris_edge import Segmentation, Segmenter
+from cris_edge.errors import CrisEdgeError
 from training.data.samples import Sample
 from training.distributed import gather_objects, world
 from training.errors import DataError
 from training.gres import Answer, GresScores
 from training.groups import category_name, group_names, place
 from training.metrics import Overlap, Scores, overlap
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,11 +159,7 @@ def evaluate_pairs(
         photos.setdefault(str(sample.photo.path), []).append(index)
     rank, size = world()
     own = list(photos.values())[rank::size]
-    quiet = not progress or rank > 0
-    measured: dict[int, Measured] = {}
-    for indices in tqdm(own, "evaluating", unit="photo", mininterval=1, disable=quiet):
-        of_photo = _measure_photo(segmenter, [pairs[index] for index in indices])
-        measured.update(zip(indices, of_photo, strict=True))
+    measured = agree(lambda: _measure(segmenter, pairs, own, progress and rank == 0))
     # Samples stay where they are: every process has them, with the labels of their whole photos.
     for others in gather_objects(measured):
         measured |= others
@@ -168,6 +167,34 @@ def evaluate_pairs(
         Record(**vars(measured[index]), sample=sample, phrase=phrase)
         for index, (sample, phrase) in enumerate(pairs)
     )
+
+
+def agree(act: Callable[[], _T]) -> _T:
+    """Do something in every process; what one of them refuses, all refuse, so that none waits.
+
+    Raises:
+        CrisEdgeError: what the first process raised of those that did.
+    """
+    result, refusal = None, None
+    try:
+        result = act()
+    except CrisEdgeError as error:
+        refusal = error
+    for one in gather_objects(refusal):
+        if one is not None:
+            raise one
+    return cast("_T", result)
+
+
+def _measure(
+    segmenter: Segmenter, pairs: Sequence[Pair], photos: Sequence[Sequence[int]], progress: bool
+) -> dict[int, Measured]:
+    """What is predicted for some pairs, given by their places photo by photo, by these places."""
+    measured: dict[int, Measured] = {}
+    for places in tqdm(photos, "evaluating", unit="photo", mininterval=1, disable=not progress):
+        of_photo = _measure_photo(segmenter, [pairs[place] for place in places])
+        measured.update(zip(places, of_photo, strict=True))
+    return measured
 
 
 def _measure_photo(segmenter: Segmenter, pairs: Sequence[Pair]) -> Iterator[Measured]:

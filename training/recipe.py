@@ -172,7 +172,10 @@ def _checked(values: dict[str, Any]) -> Recipe:
             raise RecipeError(f"{name}: {value!r} is none of {', '.join(CHOICES[name])}")
         if isinstance(value, (int, float)):
             _check_range(name, value)
-    return Recipe(**values)
+    recipe = Recipe(**values)
+    if recipe.naming and recipe.kind != "photos":
+        raise RecipeError("naming: only `kind: photos` has COCO's 80 categories to name pixels by")
+    return recipe
 
 
 def _check_range(name: str, value: float) -> None:

@@ -15,8 +15,7 @@ import argparse
 import dataclasses
 import json
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -27,7 +26,7 @@ from training import checkpoint, distributed
 from training.data.batches import build_data
 from training.errors import CheckpointError, TrainingError
 from training.evaluate import Evaluation, evaluate_samples
-from training.objective import Batch
+from training.pace import Pace
 from training.predictor import torch_segmenter
 from training.recipe import Recipe, read_recipe
 from training.run_log import RunLog, peak_memory
@@ -166,36 +165,6 @@ def progress(trainer: Trainer) -> dict[str, float]:
     """The rate of what has the whole of it, and memory."""
     rates = [group["lr"] for group in trainer.optimiser.param_groups]
     return {"learning_rate": max(rates), "memory_gib": round(peak_memory(trainer.device), 3)}
-
-
-class Pace:
-    """Photos a second, and the share of time that steps wait for them."""
-
-    def __init__(self, photos: int):
-        self.photos = photos
-        self.start = time.perf_counter()
-        self.steps, self.waited = 0, 0.0
-
-    def waiting_for(self, steps: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
-        """The same steps, one after the other."""
-        while True:
-            asked = time.perf_counter()
-            parts = next(steps, None)
-            self.waited += time.perf_counter() - asked
-            if parts is None:
-                return
-            self.steps += 1
-            yield parts
-
-    def so_far(self) -> dict[str, float]:
-        """Since it was asked last."""
-        seconds = time.perf_counter() - self.start
-        found = {
-            "photos_per_second": round(self.photos * self.steps / seconds, 2),
-            "waiting": round(self.waited / seconds, 4),
-        }
-        self.start, self.steps, self.waited = time.perf_counter(), 0, 0.0
-        return found
 
 
 EXAMPLE = """examples:

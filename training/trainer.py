@@ -95,6 +95,8 @@ class Trainer:
                 f"{recipe.accumulate} parts each"
             )
         torch.manual_seed(recipe.seed)
+        # Inputs have one size, for which the fastest convolutions are worth a search.
+        torch.backends.cudnn.benchmark = True
         self.recipe, self.data, self.device = recipe, data, device
         self.model = build_model(recipe, data)
         self.objective = Objective(self.model, recipe).to(device)
@@ -108,7 +110,9 @@ class Trainer:
         self.wrapped = self._wrap()
         kind = torch.optim.AdamW if recipe.optimiser == "adamw" else torch.optim.Adam
         self.optimiser = kind(
-            parameter_groups(self.objective, recipe), weight_decay=recipe.weight_decay
+            parameter_groups(self.objective, recipe),
+            weight_decay=recipe.weight_decay,
+            fused=device.type == "cuda",
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
         self.steps_per_epoch = data.steps(recipe)
