@@ -11,12 +11,20 @@ from pathlib import Path
 
 import pytest
 
+from tests.refer_tree import write_tree
 from tests.scenes import write_folder
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # A scene or two and one short epoch, so that the whole way takes seconds.
 SHORT = ["epochs=1", "photos=2", "workers=0", "warmup_steps=1"]
+# Full CRIS with parts of the least sizes; without CLIP's weights, which are fetched.
+SMALL = [
+    "pretrained=null", "precision=float32",
+    "sizes={input_size: 64, vision_layers: [1, 1, 1, 1], vision_width: 8, vision_grid: 2, "
+    "embed_dim: 32, text_width: 64, text_layers: 1, neck_channels: [16, 32, 32], "
+    "decoder_layers: 1, decoder_heads: 2, decoder_ffn: 32, projector_channels: [16, 16]}",
+]  # fmt: skip
 
 
 def blocks(language: str) -> list[str]:
@@ -34,6 +42,7 @@ def checkout(tmp_path: Path) -> Path:
     for name in ("samples", "training", "export", "cris_edge"):
         (tmp_path / name).symlink_to(ROOT / name)
     write_folder(tmp_path / "DATA")
+    write_tree(tmp_path / "data", "refcoco")
     return tmp_path
 
 
@@ -64,14 +73,25 @@ def test_training_evaluation_and_export_run_in_turn(checkout: Path) -> None:
     found = commands("python -m ")
     assert [command[2] for command in found] == [
         "training.train", "training.evaluate", "export.build", "training.evaluate",
-        "training.model.cost",
+        "training.model.cost", "training.prepare", "training.evaluate",
     ]  # fmt: skip
-    for command in found:
+    for command in found[:5]:
         short = SHORT if command[2] == "training.train" else []
         run([sys.executable, *command[1:], *short], checkout)
     for path in ("runs/s/best.safetensors", "sheet-written.png", "bundles/s/bundle.json"):
         assert (checkout / path).is_file()
     assert (checkout / "bundles/s.zip").is_file()
+
+
+def test_the_way_from_refcoco_to_figures_runs(checkout: Path) -> None:
+    *_, prepare, evaluate = commands("python -m ")
+    (train,) = commands("torchrun")
+    train[train.index("8")] = "2"
+    torchrun = str(Path(sys.executable).with_name("torchrun"))
+    assert "as published" not in run([sys.executable, *prepare[1:]], checkout)
+    run([torchrun, *train[1:], *SHORT, *SMALL], checkout)
+    report = run([sys.executable, *evaluate[1:]], checkout)
+    assert "refcoco testB, all sentences of each reference" in report
 
 
 def test_the_sample_program_runs(checkout: Path) -> None:

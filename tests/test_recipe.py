@@ -6,12 +6,16 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 
 from training.errors import RecipeError
+from training.model import CRIS
 from training.model.config import MODELS
-from training.recipe import Recipe, read_recipe
+from training.recipe import CHOICES, Recipe, read_recipe
+from training.schedule import STEP
 
-CONFIGS = sorted((Path(__file__).parents[1] / "training" / "configs").iterdir())
+FOLDER = Path(__file__).parents[1] / "training" / "configs"
+CONFIGS = sorted(FOLDER.iterdir())
 
 
 def write(folder: Path, text: str) -> Path:
@@ -21,14 +25,43 @@ def write(folder: Path, text: str) -> Path:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_every_recipe_of_ours_reads(path: Path) -> None:
+def test_every_recipe_of_ours_reads_and_makes_its_model(path: Path) -> None:
     recipe = read_recipe(path)
-    assert recipe.config().name == recipe.model
-    assert recipe.model in path.name
+    config = recipe.config()
+    assert config.name == recipe.model
+    with torch.device("meta"):
+        model = CRIS(config)
+    assert sum(parameter.numel() for parameter in model.parameters()) > 1e6
 
 
 def test_there_are_recipes() -> None:
-    assert "cris_edge_s.yaml" in [path.name for path in CONFIGS]
+    assert {"cris_edge_s.yaml", "scenes.yaml"} <= {path.name for path in CONFIGS}
+    assert len(CONFIGS) >= 10
+
+
+@pytest.mark.parametrize("depth", [50, 101])
+@pytest.mark.parametrize(
+    ("dataset", "words"),
+    [("refcoco", 17), ("refcoco+", 17), ("refcocog_umd", 22), ("refcocog_google", 22)],
+)
+def test_the_papers_recipes_are_the_papers(dataset: str, words: int, depth: int) -> None:
+    recipe = read_recipe(FOLDER / f"{dataset}_r{depth}.yaml")
+    assert (recipe.kind, recipe.data) == ("references", f"data/prepared/{dataset}")
+    assert recipe.pretrained == "openai"
+    config = recipe.config()
+    assert (config.input_size, config.word_len) == (416, words)
+    assert config == dataclasses.replace(MODELS[f"cris_r{depth}"], word_len=words)
+    # Section 4.2 of arXiv 2111.15174, and the authors' code where it says no more.
+    assert (recipe.optimiser, recipe.learning_rate, recipe.weight_decay) == ("adam", 1e-4, 0)
+    assert (recipe.image_encoder_rate, recipe.text_encoder_rate) == (0.1, 0.1)
+    assert (recipe.schedule, recipe.milestones, recipe.epochs) == ("steps", [35], 50)
+    assert STEP == 0.1
+    assert (recipe.photos, recipe.accumulate, recipe.phrases) == (64, 1, 1)
+    assert recipe.precision == "float16"
+    # Cross-entropy alone, and nothing else that the paper does not have.
+    others = ("dice", "which", "naming", "clip_norm", "ema", "mirror", "absent", "warmup_steps")
+    assert not any(getattr(recipe, name) for name in others)
+    assert not recipe.frozen_statistics
 
 
 @pytest.mark.parametrize("text", ["", "# nothing yet\n", "{}"])
@@ -38,10 +71,16 @@ def test_an_empty_recipe_has_the_defaults(text: str, tmp_path: Path) -> None:
 
 def test_values_of_the_file_and_then_overrides_count(tmp_path: Path) -> None:
     path = write(
-        tmp_path, "epochs: 3\nphotos: 4\ndata: /photos\nbf16: false\nsizes: {dropout: 0.1}"
+        tmp_path, "epochs: 3\nphotos: 4\ndata: /photos\nprecision: bfloat16\nsizes: {dropout: 0.1}"
     )
     recipe = read_recipe(path, ["epochs=5", "learning_rate=1.0e-3", "pretrained=null"])
-    changed = {"epochs": 5, "photos": 4, "data": "/photos", "bf16": False, "pretrained": None}
+    changed = {
+        "epochs": 5,
+        "photos": 4,
+        "data": "/photos",
+        "precision": "bfloat16",
+        "pretrained": None,
+    }
     expected = dataclasses.replace(Recipe(), **changed, learning_rate=1e-3, sizes={"dropout": 0.1})
     assert recipe == expected
 
@@ -49,7 +88,7 @@ def test_values_of_the_file_and_then_overrides_count(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "name", "value"),
     [
-        ("bf16=false", "bf16", False),
+        ("compile=true", "compile", True),
         ("pretrained=openai", "pretrained", "openai"),
         ("data=/a=b", "data", "/a=b"),
         ("absent=1", "absent", 1.0),
@@ -81,7 +120,7 @@ def test_sizes_change_the_named_model_and_nothing_else(tmp_path: Path) -> None:
         ("epochs: 2.5", r"epochs: expected int, got 2.5 \(float\)"),
         ("epochs: true", r"epochs: expected int, got True \(bool\)"),
         ("epochs:", r"epochs: expected int, got None"),
-        ("bf16: 1", r"bf16: expected bool, got 1 \(int\)"),
+        ("compile: 1", r"compile: expected bool, got 1 \(int\)"),
         ("learning_rate: 6e-4", r"expected float, got '6e-4' \(str\).*need a point.*6.0e-4"),
         ("pretrained: 5", r"pretrained: expected str, got 5"),
         ("sizes: 5", r"sizes: expected dict, got 5"),
@@ -94,6 +133,13 @@ def test_sizes_change_the_named_model_and_nothing_else(tmp_path: Path) -> None:
         ("learning_rate: .nan", r"learning_rate: expected a number from 0 up, got nan"),
         ("clip_norm: .inf", r"clip_norm: expected a number from 0 up, got inf"),
         ("ema: 1.5", r"ema: expected a number from 0 to 1, got 1.5"),
+        ("mirror: -0.5", r"mirror: expected a number from 0 to 1, got -0.5"),
+        ("milestones: 35", r"milestones: expected list, got 35"),
+        ("milestones: [35, ten]", r"milestones: expected whole epochs, got \[35, 'ten'\]"),
+        ("milestones: [35, -1]", r"milestones: expected whole epochs, got \[35, -1\]"),
+        ("bf16: true", r"unknown names \['bf16'\]; a recipe has .*precision"),
+        ("naming: 0.5", "naming: only `kind: photos`"),
+        ("naming: 0.5\nkind: scenes", "naming: only `kind: photos`"),
         ("epochs 3", r"expected lines of the form `name: value`, got 'epochs 3'"),
         ("- epochs\n- 3", r"expected lines of the form"),
         ("0", r"expected lines of the form"),
@@ -103,6 +149,19 @@ def test_sizes_change_the_named_model_and_nothing_else(tmp_path: Path) -> None:
 def test_what_is_wrong_is_said(text: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=words):
         read_recipe(write(tmp_path, text))
+
+
+@pytest.mark.parametrize("name", list(CHOICES))
+def test_what_is_no_choice_is_refused_with_what_there_is(name: str, tmp_path: Path) -> None:
+    for choice in CHOICES[name]:
+        assert getattr(read_recipe(write(tmp_path, f"{name}: {choice}")), name) == choice
+    path = write(tmp_path, f"{name}: best")
+    with pytest.raises(RecipeError, match=rf"{name}: 'best' is none of {', '.join(CHOICES[name])}"):
+        read_recipe(path)
+
+
+def test_losses_that_need_categories_go_with_photos(tmp_path: Path) -> None:
+    assert read_recipe(write(tmp_path, "naming: 0.5\nkind: photos")).naming == 0.5
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,8 @@ def test_tensorboard_shows_the_same_curves_and_the_sheets(whole: Path) -> None:
         pictures = shown.Images(name)
         assert [picture.step for picture in pictures] == [2, 4, 6]
         content = np.frombuffer(pictures[-1].encoded_image_string, np.uint8)
-        assert np.array_equal(cv2.imdecode(content, cv2.IMREAD_COLOR), as_photo(whole / f"{name}.png"))
+        sheet = as_photo(whole / f"{name}.png")
+        assert np.array_equal(cv2.imdecode(content, cv2.IMREAD_COLOR), sheet)
 
 
 def test_the_state_is_kept_with_the_recipe(whole: Path) -> None:
@@ -190,7 +191,7 @@ def test_validation_is_as_often_as_the_recipe_says_and_at_the_end(
 def learnt(recipe: Path) -> Path:
     """A longer run of a student with ImageNet's weights."""
     sizes = SIZES | {"image_encoder": "tf_efficientnet_lite0", "input_size": 128, "embed_dim": 64}
-    often = {"epochs": 24, "photos": 4, "phrases": 4, "train_repeats": 2, "validate_every": 24}
+    often = {"epochs": 32, "photos": 4, "phrases": 4, "train_repeats": 2, "validate_every": 32}
     path = write_recipe(
         recipe.parent / "longer.yaml",
         RECIPE | often,
@@ -212,7 +213,7 @@ def test_every_loss_falls(learnt: Path) -> None:
 def test_what_was_learnt_is_seen_in_validation_and_in_the_file(learnt: Path, photo: Path) -> None:
     scores = epochs(learnt)[-1]["val"]["derived"]
     # A mask of the whole photo reaches 0.1 here, and no mask 0.
-    assert scores["mIoU"] > 0.25
+    assert scores["mIoU"] > 0.4
     segmenter = open_segmenter(learnt / "best.safetensors")
     dog, car = segmenter.predict(as_photo(photo), ["dog", "left car"])
     assert dog.mask[50:70, 58:84].mean() > dog.mask[30:58, 6:46].mean()

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from unittest.mock import patch
 
 import pytest
@@ -305,21 +305,23 @@ def wait_until(
 
 
 def hang(step: int, marker: Path) -> None:
-    """Let the step of this process wait for ever, once it has told so by a file."""
+    """Let a step of this process wait for ever, once it has told by a file who its children are."""
     learn = Trainer.learn
 
     def stop(trainer: Trainer, parts: Sequence[Batch]) -> dict[str, float]:
         if trainer.step == step:
-            marker.touch()
+            children = " ".join(str(child.pid) for child in multiprocessing.active_children())
+            marker.with_suffix(".new").write_text(children)
+            marker.with_suffix(".new").replace(marker)
             time.sleep(600)
         return learn(trainer, parts)
 
     Trainer.learn = stop  # type: ignore[method-assign]
 
 
-def torchrun(*arguments: str, processes: int = 2) -> subprocess.Popen[str]:
-    """Start processes that train together on the CPU."""
-    command = [str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node", str(processes)]
+def torchrun(*arguments: str, output: IO[str] | int = subprocess.PIPE) -> subprocess.Popen[str]:
+    """Start two processes that train together on the CPU."""
+    command = [str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node", "2"]
     environment = os.environ | {
         "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
     }  # fmt: skip
@@ -327,7 +329,7 @@ def torchrun(*arguments: str, processes: int = 2) -> subprocess.Popen[str]:
         [*command, "--standalone", *arguments],
         cwd=ROOT,
         env=environment,
-        stdout=subprocess.PIPE,
+        stdout=output,
         stderr=subprocess.STDOUT,
         text=True,
     )

@@ -36,7 +36,7 @@ from training.evaluation import Evaluation, Pair, Record, agree, evaluate_pairs,
 from training.metrics import Scores
 from training.predictor import open_official, open_segmenter
 from training.report import Baselines, Part, Report
-from training.selection import ALL, Data, open_data, select
+from training.selection import ALL, Data, SceneData, open_data, select
 from training.sheet import draw_sheet
 
 __all__ = ["Evaluation", "Record", "evaluate", "evaluate_samples"]
@@ -119,7 +119,7 @@ def run(arguments: argparse.Namespace) -> None:
         segmenter.threshold = arguments.threshold
     parts = evaluate(
         segmenter,
-        agree(lambda: open_data(arguments.data, arguments.photos)),
+        agree(lambda: _open_data(arguments)),
         arguments.split,
         sentences=arguments.sentences,
         limit=arguments.limit,
@@ -131,7 +131,7 @@ def run(arguments: argparse.Namespace) -> None:
     report = Report(
         model=str(arguments.model),
         info=segmenter.info,
-        data=str(arguments.data),
+        data=str(arguments.data or "made-up scenes (training/data/scenes.py)"),
         threshold=segmenter.threshold,
         parts=parts,
     )
@@ -143,6 +143,12 @@ def run(arguments: argparse.Namespace) -> None:
         for path, part in zip(_sheet_paths(arguments.sheet, parts), parts, strict=True):
             draw_sheet(path, part.evaluation)
             print(f"\nsheet of overlays, {part.source} expressions: {path}")
+
+
+def _open_data(arguments: argparse.Namespace) -> Data:
+    if arguments.scenes:
+        return SceneData(arguments.scenes)
+    return open_data(arguments.data, arguments.photos)
 
 
 def _open(arguments: argparse.Namespace) -> Segmenter:
@@ -187,6 +193,7 @@ EXAMPLE = """examples:
   python -m training.evaluate runs/s/best.safetensors --data data --baselines
   python -m training.evaluate bundles/s --data data/prepared/refcoco --split val --split testA
   python -m training.evaluate best_model.pth --official --word-len 17 --data data/prepared/refcoco
+  python -m training.evaluate runs/scenes/best.safetensors --scenes 100 --baselines
   torchrun --nproc-per-node 4 -m training.evaluate cris_r50.safetensors --data data/prepared/refcoco
 
 docs/evaluation.md tells what the figures mean.
@@ -204,7 +211,9 @@ def parser() -> argparse.ArgumentParser:
     )
     add, number = arguments.add_argument, _at_least(1)
     add("model", type=Path, help="a checkpoint (.safetensors) or a bundle (folder or zip)")
-    add("--data", type=Path, required=True, help="a data folder or a prepared reference set")
+    what = arguments.add_mutually_exclusive_group(required=True)
+    what.add_argument("--data", type=Path, help="a data folder or a prepared reference set")
+    what.add_argument("--scenes", type=number, help="judge by so many made-up scenes instead")
     add("--photos", type=Path, help="photos of a reference set, if they were moved since")
     add(
         "--split",

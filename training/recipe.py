@@ -172,6 +172,8 @@ def _checked(values: dict[str, Any]) -> Recipe:
             raise RecipeError(f"{name}: {value!r} is none of {', '.join(CHOICES[name])}")
         if isinstance(value, (int, float)):
             _check_range(name, value)
+        if name == "milestones" and not all(type(one) is int and one >= 0 for one in value):
+            raise RecipeError(f"milestones: expected whole epochs, got {value}")
     recipe = Recipe(**values)
     if recipe.naming and recipe.kind != "photos":
         raise RecipeError("naming: only `kind: photos` has COCO's 80 categories to name pixels by")

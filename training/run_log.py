@@ -25,11 +25,11 @@ class RunLog:
         """Go on at `step`: what an interrupted run told of later ones is taken out."""
         self.path = out / LOG
         if self.path.exists():
-            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if _step(line) <= step]
-            if kept != lines:
+            text = self.path.read_text(encoding="utf-8", errors="replace")
+            kept = "".join(f"{line}\n" for line in text.splitlines() if _step(line) <= step)
+            if kept != text:
                 with whole_file(self.path) as file:
-                    file.write_text("".join(kept), encoding="utf-8")
+                    file.write_text(kept, encoding="utf-8")
         self.board = SummaryWriter(str(out / BOARD), purge_step=step + 1)
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -38,6 +38,8 @@ class RunLog:
             log.write(json.dumps(record) + "\n")
         for name, value in _numbers(record):
             self.board.add_scalar(name, value, record["step"])
+        # Else a run that is killed takes two minutes of its curves along.
+        self.board.flush()
 
     def picture(self, path: Path, step: int) -> None:
         """Show a picture that lies at `path` under its name."""

@@ -1,4 +1,4 @@
-"""What is evaluated: the samples of a data folder or of a prepared reference set."""
+"""What is evaluated: a data folder, a prepared reference set, or made-up scenes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 from training.data.prepared import DESCRIPTION, open_references
 from training.data.references import Sentences, samples_of
 from training.data.samples import Sample, load_sources
+from training.data.scenes import JUDGED_WORLD, scene_samples
 from training.errors import DataError
 
 ALL = "all"
@@ -138,7 +139,32 @@ class ReferenceData:
         return samples_of(chosen, f"{self._set.name} train", "first")
 
 
-Data = FolderData | ReferenceData
+class SceneData:
+    """The made-up world, scenes that no recipe trains on over photos that none of ours does."""
+
+    splits: tuple[str, ...] = ("val",)
+    usual: tuple[str, ...] = ("val",)
+
+    def __init__(self, count: int):
+        self.count = count
+
+    def select(self, splits: Sequence[str], sentences: Sentences | None) -> list[Selection]:
+        """The samples of the world's one split; `sentences` is of no use here.
+
+        Raises:
+            DataError: the photos under the scenes are missing.
+        """
+        del splits, sentences
+        title = f"{self.count} made-up scenes, none of them trained on"
+        return [Selection("scenes", title, "val", scene_samples(self.count))]
+
+    def training(self, selection: Selection) -> list[Sample]:
+        """Samples of another world."""
+        del selection
+        return scene_samples(self.count, JUDGED_WORLD + 1)
+
+
+Data = FolderData | ReferenceData | SceneData
 
 
 def open_data(folder: Path, photos: Path | None = None) -> Data:

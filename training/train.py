@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,14 +25,16 @@ from tqdm import tqdm
 from cris_edge.errors import CrisEdgeError
 from training import checkpoint, distributed
 from training.data.batches import build_data
-from training.errors import CheckpointError, TrainingError
+from training.errors import CheckpointError, DataError, TrainingError
 from training.evaluate import Evaluation, evaluate_samples
 from training.pace import Pace
 from training.predictor import torch_segmenter
 from training.recipe import Recipe, read_recipe
-from training.run_log import RunLog, peak_memory
+from training.run_log import LOG, RunLog, peak_memory
 from training.sheet import draw_sheet
 from training.trainer import Trainer
+
+log = logging.getLogger(__name__)
 
 BEST = "best.safetensors"
 
@@ -48,40 +51,49 @@ def train(recipe: Recipe, out: Path, resume: bool, device: torch.device) -> None
         resume_newest(trainer, out)
     elif states(out):
         raise CheckpointError(f"{out} holds a run already: give --resume, or another --out")
-    log = None
+    run_log = None
     if distributed.world()[0] == 0:
         out.mkdir(parents=True, exist_ok=True)
         clear_leftovers(out)
-        log = RunLog(out, trainer.step)
+        run_log = RunLog(out, trainer.step)
     try:
         while trainer.epoch < recipe.epochs:
-            train_epoch(trainer, out, log)
-            finish_epoch(trainer, out, log)
+            train_epoch(trainer, out, run_log)
+            finish_epoch(trainer, out, run_log)
+    except (CheckpointError, DataError) as error:
+        # A file that cannot be written, or a photo that cannot be read.
+        raise TrainingError(str(error)) from error
+    except RuntimeError as error:
+        # torch tells of a dead loader by a signal, wherever the run is at that moment.
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise TrainingError(f"a process that loads photos died: {reason}") from error
     finally:
-        if log:
-            log.close()
+        if run_log:
+            run_log.close()
 
 
-def train_epoch(trainer: Trainer, out: Path, log: RunLog | None) -> None:
+def train_epoch(trainer: Trainer, out: Path, run_log: RunLog | None) -> None:
     """The rest of an epoch, with lines in the log and states as the recipe wants them."""
     recipe, total = trainer.recipe, trainer.steps_per_epoch
     pace = Pace(recipe.photos)
     title = f"epoch {trainer.epoch + 1}/{recipe.epochs}"
     done = trainer.step_in_epoch
-    with tqdm(total=total, initial=done, desc=title, mininterval=5, disable=log is None) as bar:
+    with tqdm(total=total, initial=done, desc=title, mininterval=5, disable=run_log is None) as bar:
         for parts in pace.waiting_for(trainer.batches()):
             losses = trainer.learn(parts)
             bar.update()
             bar.set_postfix(loss=f"{sum(losses.values()):.3f}")
-            if log and trainer.step % recipe.log_every == 0:
+            if run_log and trainer.step % recipe.log_every == 0:
                 record = {"step": trainer.step, "epoch": trainer.epoch, "losses": losses}
-                log.write(record | progress(trainer) | pace.so_far())
+                run_log.write(record | progress(trainer) | pace.so_far())
             within = trainer.step_in_epoch
             if recipe.save_every and within < total and within % recipe.save_every == 0:
                 save_state(trainer, out)
 
 
-def finish_epoch(trainer: Trainer, out: Path, log: RunLog | None) -> None:
+def finish_epoch(trainer: Trainer, out: Path, run_log: RunLog | None) -> None:
     """Validate where it is time to, keep what is best, and write the state."""
     recipe = trainer.recipe
     record: dict = {"step": trainer.step, "epoch": trainer.epoch + 1}
@@ -93,15 +105,15 @@ def finish_epoch(trainer: Trainer, out: Path, log: RunLog | None) -> None:
             for name, samples in trainer.data.validation.items()
         }
         record["val"] = {name: evaluation.scores.as_dict() for name, evaluation in found.items()}
-        if log:
+        if run_log:
             keep_best(trainer, found, out)
             for name, evaluation in found.items():
                 sheet = out / f"sheet-{name.replace(' ', '-')}.png"
                 draw_sheet(sheet, evaluation)
-                log.picture(sheet, trainer.step)
-    if log:
+                run_log.picture(sheet, trainer.step)
+    if run_log:
         # The log first: what it says beyond the last whole state is taken out again.
-        log.write(record)
+        run_log.write(record)
         tqdm.write(json.dumps(record))
     save_state(trainer, out)
 
@@ -142,20 +154,22 @@ def save_state(trainer: Trainer, out: Path) -> None:
 
 def clear_leftovers(out: Path) -> None:
     """Take away what a run that was killed while it wrote a file has left of it."""
-    for unfinished in out.glob(".*.safetensors.*"):
-        unfinished.unlink()
+    for name in ("*.safetensors", "sheet-*.png", LOG):
+        for unfinished in out.glob(f".{name}.*"):
+            unfinished.unlink()
 
 
 def resume_newest(trainer: Trainer, out: Path) -> None:
-    """Go on from the newest state.
+    """Go on from the newest state; without one, from the start, so that one command always does.
 
     Raises:
-        CheckpointError: there is none, or it does not fit.
+        CheckpointError: it is damaged or does not fit.
     """
     found = states(out)
-    if not found:
-        raise CheckpointError(f"{out}: no state-*.safetensors here to go on from")
-    trainer.load(found[-1])
+    if found:
+        trainer.load(found[-1])
+    else:
+        log.warning("%s: no state to go on from, so this starts with the first step", out)
 
 
 # --- what the log tells of a step ---
@@ -188,7 +202,7 @@ def parser() -> argparse.ArgumentParser:
     add = arguments.add_argument
     add("--config", required=True, help="a recipe, see training/configs/")
     add("--out", type=Path, default=Path("runs/train"), help="default: %(default)s")
-    add("--resume", action="store_true", help="go on from the newest state in OUT")
+    add("--resume", action="store_true", help="go on from the newest state in OUT, if there is one")
     add("overrides", nargs="*", help="name=value, e.g. data=/photos epochs=5")
     return arguments
 

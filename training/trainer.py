@@ -145,7 +145,7 @@ class Trainer:
 
         Raises:
             DataError: a photo cannot be read.
-            TrainingError: a process that loads photos died.
+            RuntimeError: from torch, a process that loads photos died.
         """
         self.objective.train()
         batches = self.data.batches(self.recipe, self.epoch, self.step_in_epoch)
@@ -158,12 +158,8 @@ class Trainer:
                     parts = []
         except DataError as error:
             # From a worker it comes with that process's traceback before it.
-            raise DataError(str(error).strip().splitlines()[-1]) from error
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            reason = str(error).strip().splitlines()[0]
-            raise TrainingError(f"a process that loads photos died: {reason}") from error
+            line = str(error).strip().splitlines()[-1]
+            raise DataError(line.removeprefix(f"{DataError.__module__}.DataError: ")) from error
 
     def learn(self, parts: Sequence[Batch]) -> dict[str, float]:
         """One step of the optimiser; the losses of the whole batch by name.

@@ -22,8 +22,8 @@ from training.data.prepared import open_references
 from training.data.reference_dataset import ReferenceDataset
 from training.data.references import samples_of
 from training.data.samples import Sample, load_samples, load_sources
-from training.data.scene_dataset import JUDGED_WORLD, SceneDataset
-from training.data.scenes import find_backgrounds, scene_samples, vocabulary
+from training.data.scene_dataset import SceneDataset
+from training.data.scenes import JUDGED_WORLD, find_backgrounds, scene_samples, vocabulary
 from training.data.vocabulary import clip_merges, student_tokenizer
 from training.distributed import world
 from training.errors import DataError
@@ -32,8 +32,6 @@ from training.recipe import Recipe
 
 WORDINGS = 3
 """Ways in which each derived fact is said."""
-HELD_OUT = Path(__file__).parents[2] / "samples" / "photos"
-"""Photos under the scenes that judge; no recipe trains on them."""
 JUDGED_SCENES = 100
 
 
@@ -246,6 +244,6 @@ def _scenes(recipe: Recipe) -> TrainingData:
         phrases=recipe.phrases,
         world=JUDGED_WORLD + 1 + recipe.seed,
     )
-    validation = {"scenes": scene_samples(HELD_OUT, JUDGED_SCENES, JUDGED_WORLD)}
+    validation = {"scenes": scene_samples(JUDGED_SCENES)}
     sources = f"made-up scenes over {len(backgrounds)} photos"
     return TrainingData(tokenizer, dataset, [1] * len(dataset), validation, sources)

@@ -12,9 +12,6 @@ from torch.utils.data import Dataset
 from training.data.items import ItemMaker, Phrase
 from training.data.scenes import draw, make_scene
 
-JUDGED_WORLD = 0
-"""Seed of the scenes that models are judged by. No recipe trains on them."""
-
 
 class SceneDataset(Dataset[dict[str, Any]]):
     """Scenes with K phrases each; an item depends on (world, epoch, index) alone.

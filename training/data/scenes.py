@@ -30,19 +30,22 @@ COLOURS = {
     "yellow": (30, 215, 240),
     "green": (50, 160, 40),
     "blue": (215, 90, 25),
-    "purple": (160, 40, 130),
     "white": (245, 245, 245),
     "black": (20, 20, 20),
 }
 """BGR."""
-SIZES = {"small": (0.07, 0.085), "big": (0.125, 0.155)}
+SIZES = {"small": (0.085, 0.1), "big": (0.15, 0.18)}
 """Radii as shares of the root of the picture's area."""
-FRAMES = ((320, 240), (240, 320), (288, 288), (320, 200), (300, 260))
+FRAMES = ((256, 256), (256, 208), (208, 256), (256, 192), (240, 256))
 """Widths and heights in pixels."""
 CLEAR = 0.07
 """Share of the picture's extent by which one centre must come before another to be called so."""
 LARGER = 1.6
 """Ratio of areas from which one thing is called larger than another."""
+JUDGED_WORLD = 0
+"""Seed of the scenes that models are judged by. No recipe trains on them."""
+HELD_OUT = Path(__file__).parents[2] / "samples" / "photos"
+"""Photos under those scenes; no recipe of ours trains on them."""
 KINDS = {"attributes": 0.3, "order": 0.25, "size": 0.15, "relation": 0.3}
 """Kinds of phrases and how often each is said where all are true."""
 
@@ -146,7 +149,7 @@ def find_backgrounds(folder: str | Path) -> list[Path]:
 
 
 def make_scene(seed: int, number: int, backgrounds: Sequence[Path]) -> Scene:
-    """Scene `number` of the world `seed`: three to six shapes that do not touch."""
+    """Scene `number` of the world `seed`: up to five shapes that do not touch."""
     rng = np.random.default_rng((seed, number))
     width, height = FRAMES[int(rng.integers(len(FRAMES)))]
     things = _place(rng, width, height)
@@ -166,7 +169,7 @@ def make_scene(seed: int, number: int, backgrounds: Sequence[Path]) -> Scene:
 def _place(rng: np.random.Generator, width: int, height: int) -> list[Thing]:
     shapes = rng.choice(SHAPES, rng.integers(2, 4), replace=False)
     colours = rng.choice(list(COLOURS), rng.integers(2, 4), replace=False)
-    unit, wanted = math.sqrt(width * height), rng.integers(3, 7)
+    unit, wanted = math.sqrt(width * height), rng.integers(3, 6)
     things: list[Thing] = []
     for _ in range(60):
         size = str(rng.choice(list(SIZES)))
@@ -231,13 +234,15 @@ def draw(scene: Scene, count: int, rng: np.random.Generator) -> list[Sample]:
     return chosen
 
 
-def scene_samples(folder: str | Path, count: int, seed: int, phrases_each: int = 4) -> list[Sample]:
+def scene_samples(
+    count: int, seed: int = JUDGED_WORLD, folder: str | Path = HELD_OUT, phrases_each: int = 4
+) -> list[Sample]:
     """Samples of `count` scenes, to judge a model by.
 
     Args:
-        folder: photos to paint on.
         count: scenes.
         seed: of the world; another one than was trained on gives scenes never seen.
+        folder: photos to paint on.
         phrases_each: samples of each scene.
 
     Raises:

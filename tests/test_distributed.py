@@ -1,0 +1,411 @@
+"""Several processes train as one does: the same losses, statistics and figures; one of them writes.
+
+The processes are torchrun's, on the CPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from tests.scenes import write_folder
+from tests.training_run import (
+    RECIPE,
+    SERVER,
+    contents,
+    epochs,
+    log,
+    references_recipe,
+    run,
+    same_curves,
+    states,
+    steps,
+    torchrun,
+    wait_until,
+    write_recipe,
+)
+from training import batch_norm, checkpoint
+from training.data import batches
+from training.data.batches import StepSampler, build_data
+from training.evaluate import evaluate_samples
+from training.predictor import open_segmenter
+from training.recipe import Recipe, read_recipe
+
+CASES: dict[str, list[str]] = {
+    "plain": [],
+    "in parts": ["accumulate=2"],
+    "in parts, checkpointed": ["accumulate=2", "recompute=true"],
+    "loaded apart": ["workers=1", "frozen_statistics=true"],
+}
+"""Overrides of `PLAIN`."""
+STUDENT = RECIPE | {"photos": 4, "naming": 0.0, "train_repeats": 2, "epochs": 2}
+# Trains every case in the same processes, since starting them takes longer than training.
+TRAIN = """
+import json
+import sys
+from pathlib import Path
+
+from training import distributed
+from training.data.batches import build_data
+from training.evaluate import evaluate_samples
+from training.predictor import open_segmenter
+from training.recipe import read_recipe
+from training.train import train
+
+device = distributed.start()
+rank, size = distributed.world()
+assert size == 2
+for config, out, overrides in json.loads(Path(sys.argv[1]).read_text()):
+    recipe = read_recipe(config, overrides)
+    train(recipe, Path(out), False, device)
+# The same weights judged again: how many processes do it makes no difference at all.
+segmenter = open_segmenter(Path(out) / "best.safetensors")
+for samples in build_data(recipe).validation.values():
+    scores = evaluate_samples(segmenter, samples).scores.as_dict()
+    (Path(out) / f"scores-{rank}.json").write_text(json.dumps(scores))
+distributed.stop()
+"""
+# Hangs in rank 1 before step 4, so that it can be killed there.
+HANG = """
+import os
+import sys
+import time
+from pathlib import Path
+
+from training import distributed
+from training.train import main
+from training.trainer import Trainer
+
+learn = Trainer.learn
+
+def hang(trainer, parts):
+    if trainer.step == 4 and distributed.world()[0] == 1:
+        marker = Path(sys.argv[1])
+        marker.with_suffix(".new").write_text(str(os.getpid()))
+        marker.with_suffix(".new").replace(marker)
+        time.sleep(600)
+    return learn(trainer, parts)
+
+Trainer.learn = hang
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def finished(process: subprocess.Popen[str], seconds: float = 240) -> tuple[int, str]:
+    """Exit code and all that was written to the terminal."""
+    try:
+        output, _ = process.communicate(timeout=seconds)
+    finally:
+        process.kill()
+    return process.returncode, output
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return references_recipe(tmp_path_factory.mktemp("distributed"), epochs=2)
+
+
+@pytest.fixture(scope="module")
+def alone(recipe: Path) -> Path:
+    """A folder with a run of each case by one process."""
+    folder = recipe.parent / "alone"
+    for name, overrides in CASES.items():
+        assert run(recipe, folder / name, *overrides) == 0
+    data = write_folder(recipe.parent / "photos")
+    path = write_recipe(recipe.parent / "student.yaml", STUDENT, data=str(data))
+    assert run(path, folder / "student") == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def together(recipe: Path, alone: Path) -> Path:
+    """The same by two."""
+    folder = recipe.parent / "together"
+    cases = [(str(recipe), str(folder / name), options) for name, options in CASES.items()]
+    cases.insert(0, (str(recipe.parent / "student.yaml"), str(folder / "student"), []))
+    (recipe.parent / "cases.json").write_text(json.dumps(cases))
+    (recipe.parent / "train.py").write_text(TRAIN)
+    program = torchrun(str(recipe.parent / "train.py"), str(recipe.parent / "cases.json"))
+    code, output = finished(program)
+    assert code == 0, output
+    return folder
+
+
+ALL = pytest.mark.parametrize("name", [*CASES, "student"])
+
+
+@ALL
+def test_two_processes_have_the_losses_of_one(name: str, alone: Path, together: Path) -> None:
+    ours, theirs = steps(together / name), steps(alone / name)
+    assert list(ours) == list(theirs) == list(range(1, len(theirs) + 1))
+    for step, losses in theirs.items():
+        assert ours[step] == pytest.approx(losses, abs=1e-4, rel=0)
+    assert len({losses["mask"] for losses in theirs.values()}) == len(theirs)
+    for mine, other in zip(epochs(together / name), epochs(alone / name), strict=True):
+        assert mine["epoch_losses"] == pytest.approx(other["epoch_losses"], abs=1e-4, rel=0)
+
+
+@ALL
+def test_two_processes_end_with_the_statistics_of_one(
+    name: str, alone: Path, together: Path
+) -> None:
+    (ours, _), (theirs, _) = (contents(states(f / name)[-1]) for f in (together, alone))
+    assert ours.keys() == theirs.keys()
+    kinds = ("running_mean", "running_var", "num_batches_tracked")
+    statistics = [key for key in theirs if key.endswith(kinds) and key.startswith("model.")]
+    assert len(statistics) > 30
+    for key in statistics:
+        torch.testing.assert_close(ours[key], theirs[key], rtol=0, atol=1e-4, msg=key)
+
+
+@ALL
+def test_two_processes_judge_as_one(name: str, alone: Path, together: Path) -> None:
+    for mine, other in zip(epochs(together / name), epochs(alone / name), strict=True):
+        assert mine["val"].keys() == other["val"].keys()
+        for source, scores in other["val"].items():
+            assert mine["val"][source]["count"] == scores["count"]
+            # Weights that differ in their last digits move hardly a pixel over the threshold.
+            assert mine["val"][source]["mIoU"] == pytest.approx(scores["mIoU"], abs=2e-3)
+
+
+def test_the_same_weights_have_the_very_same_figures(recipe: Path, together: Path) -> None:
+    *_, last = CASES
+    segmenter = open_segmenter(together / last / "best.safetensors")
+    (samples,) = build_data(read_recipe(recipe)).validation.values()
+    scores = evaluate_samples(segmenter, samples).scores.as_dict()
+    for rank in (0, 1):
+        assert json.loads((together / last / f"scores-{rank}.json").read_text()) == scores
+
+
+def test_statistics_of_a_part_are_of_both_processes_halves(alone: Path) -> None:
+    """What is compared above does depend on how a batch is divided."""
+    assert steps(alone / "plain")[1] != pytest.approx(steps(alone / "in parts")[1], abs=1e-4)
+
+
+@ALL
+def test_one_process_writes(name: str, alone: Path, together: Path) -> None:
+    def files(folder: Path) -> set[str]:
+        return {path.name for path in (folder / name).iterdir() if "scores" not in path.name}
+
+    assert files(together) == files(alone)
+    assert [r["step"] for r in log(together / name)] == [r["step"] for r in log(alone / name)]
+    assert len(list((together / name / "tensorboard").iterdir())) == 1
+    same_curves(together / name)
+
+
+# --- what goes wrong ---
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(recipe: Path, tmp_path: Path) -> None:
+    arguments = ["--config", str(recipe), "--out", str(tmp_path / "out"), "photos=3"]
+    code, output = finished(torchrun("-m", "training.train", *arguments))
+    assert code != 0
+    line = "error: photos: a batch of 3 cannot be shared by 2 processes in 1 parts each"
+    assert [one for one in output.splitlines() if "error: " in one] == [line]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_process_that_is_killed_ends_the_run_and_one_alone_goes_on(
+    recipe: Path, alone: Path, tmp_path: Path
+) -> None:
+    out, marker, program = tmp_path / "out", tmp_path / "marker", tmp_path / "hang.py"
+    program.write_text(HANG)
+    arguments = ["--config", str(recipe), "--out", str(out), "save_every=2"]
+    with (tmp_path / "output.txt").open("w") as output:
+        running = torchrun(str(program), str(marker), *arguments, output=output)
+        try:
+            errors = (tmp_path / "output.txt").read_text
+            wait_until(marker.exists, lambda: running.poll() is None, 120, errors)
+            os.kill(int(marker.read_text()), signal.SIGKILL)
+            assert running.wait(120) != 0
+        finally:
+            running.kill()
+    newest = states(out)[-1]
+    assert newest.name == "state-00000003.safetensors"
+    assert json.loads(checkpoint.load(newest).metadata["state"])["step"] == 3
+    assert run(recipe, out, "--resume") == 0
+    for step, losses in steps(alone / "plain").items():
+        assert steps(out)[step] == pytest.approx(losses, abs=1e-4, rel=0)
+    assert not list(out.glob(".*"))
+
+
+# --- batch norm ---
+
+
+def in_two_processes(work: Callable[[int], None]) -> None:
+    """Run something in two processes that can talk to each other."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    ranks = [SERVER.Process(target=_join, args=(rank, port, work)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+    codes = [process.exitcode for process in ranks]
+    for process in ranks:
+        process.kill()
+    assert codes == [0, 0]
+
+
+def _join(rank: int, port: int, work: Callable[[int], None]) -> None:
+    torch.set_num_threads(1)
+    address = f"tcp://127.0.0.1:{port}"
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    work(rank)
+    dist.destroy_process_group()
+
+
+def compare_norms(
+    rank: int, plain: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, train: bool
+) -> None:
+    """Fail unless both processes together compute what batch norm does of the whole batch."""
+    torch.manual_seed(7)
+    network = nn.Sequential(plain, nn.Tanh())
+    with torch.no_grad():
+        plain.weight.uniform_(0.5, 2)  # type: ignore[operator]
+        plain.bias.uniform_(-1, 1)  # type: ignore[operator]
+    shared = nn.Sequential(plain, nn.Tanh())
+    batch_norm.synchronise(shared, torch.device("cpu"))
+    assert isinstance(shared[0], batch_norm.CPUSyncBatchNorm)
+    assert isinstance(network[0], type(plain))
+    network.train(train)
+    shared.train(train)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    for _ in range(3):
+        whole = (3 + 2 * torch.randn(shape)).to(dtype)
+        half = whole.chunk(2)[rank].clone().requires_grad_()
+        whole.requires_grad_()
+        pull = torch.randn(shape).to(dtype)
+        expected, got = network(whole), shared(half)
+        assert got.dtype == dtype
+        torch.testing.assert_close(got, expected.chunk(2)[rank], rtol=0, atol=tolerance)
+        (expected * pull).sum().backward()
+        (got * pull.chunk(2)[rank]).sum().backward()
+        assert whole.grad is not None
+        torch.testing.assert_close(
+            half.grad, whole.grad.chunk(2)[rank], rtol=tolerance, atol=tolerance
+        )
+    for (name, theirs), (_, ours) in zip(
+        network.named_parameters(), shared.named_parameters(), strict=True
+    ):
+        assert ours.grad is not None
+        total = ours.grad.clone()
+        dist.all_reduce(total)
+        torch.testing.assert_close(
+            total, theirs.grad, rtol=10 * tolerance, atol=10 * tolerance, msg=name
+        )
+    state: dict[str, Tensor] = shared.state_dict()
+    assert state.keys() == network.state_dict().keys()
+    for name, tensor in network.state_dict().items():
+        torch.testing.assert_close(state[name], tensor, rtol=1e-4, atol=1e-4, msg=name)
+
+
+def compare_all(rank: int) -> None:
+    """Every sort of batch norm, in the same two processes."""
+    float32, bfloat16 = torch.float32, torch.bfloat16
+    images, vectors = (6, 4, 5, 3), (8, 4)
+    compare_norms(rank, nn.BatchNorm2d(4), images, float32, True)
+    compare_norms(rank, nn.BatchNorm2d(4, eps=0.1, momentum=0.5), images, float32, True)
+    compare_norms(rank, nn.BatchNorm2d(4, momentum=None), images, float32, True)
+    compare_norms(rank, nn.BatchNorm2d(4), (2, 4, 1, 2), float32, True)
+    compare_norms(rank, nn.BatchNorm2d(4), images, float32, False)
+    compare_norms(rank, nn.BatchNorm2d(4), images, bfloat16, True)
+    compare_norms(rank, nn.BatchNorm1d(4), vectors, float32, True)
+    compare_norms(rank, nn.BatchNorm1d(4), (2, 4), float32, True)
+
+
+def test_batch_norm_of_two_processes_is_that_of_the_whole_batch() -> None:
+    in_two_processes(compare_all)
+
+
+def compare_wrongly(rank: int) -> None:
+    """Batch norm of the halves, each by itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch_norm, "all_reduce", lambda tensor: 2 * tensor)
+        with pytest.raises(AssertionError, match="not close"):
+            compare_norms(rank, nn.BatchNorm2d(4), (6, 4, 5, 3), torch.float32, True)
+
+
+def test_batch_norm_of_each_half_would_be_found_out() -> None:
+    in_two_processes(compare_wrongly)
+
+
+def test_one_process_keeps_its_batch_norms() -> None:
+    network = nn.Sequential(nn.BatchNorm2d(4))
+    before = network[0]
+    batch_norm.synchronise(network, torch.device("cpu"))
+    assert network[0] is before
+
+
+# --- who reads what ---
+
+
+def read(
+    repeats: list[int], recipe: Recipe, rank: int, size: int, epoch: int, first: int
+) -> list[list[tuple[int, int]]]:
+    """What a process reads, part by part."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batches, "world", lambda: (rank, size))
+        sampler = StepSampler(repeats, recipe, epoch, first)
+        parts = list(sampler)
+        assert len(sampler) == len(parts)
+        return parts
+
+
+@settings(deadline=None)
+@given(
+    repeats=st.lists(st.integers(0, 3), min_size=1, max_size=40),
+    size=st.integers(1, 4),
+    accumulate=st.integers(1, 3),
+    share=st.integers(1, 3),
+    seed=st.integers(0, 5),
+    epoch=st.integers(0, 3),
+    data=st.data(),
+)
+def test_processes_share_the_very_batches_of_one(
+    repeats: list[int], size: int, accumulate: int, share: int, seed: int, epoch: int, data: Any
+) -> None:
+    photos = size * accumulate * share
+    recipe = dataclasses.replace(Recipe(), photos=photos, seed=seed)
+    whole = read(repeats, recipe, 0, 1, epoch, 0)
+    assert len(whole) == sum(repeats) // photos
+    assert all(len(batch) == photos for batch in whole)
+    first = data.draw(st.integers(0, len(whole)))
+    divided = dataclasses.replace(recipe, accumulate=accumulate)
+    shares = [read(repeats, divided, rank, size, epoch, first) for rank in range(size)]
+    for step, batch in enumerate(whole[first:]):
+        pieces = range(step * accumulate, (step + 1) * accumulate)
+        # Part for part, in the order of the ranks: batch norm over the processes then sees what
+        # that of one process does which takes the batch in as many parts.
+        assert batch == [place for piece in pieces for own in shares for place in own[piece]]
+    assert all(len(own) == accumulate * (len(whole) - first) for own in shares)
+    places = [place for batch in whole for place in batch]
+    assert len(set(places)) == len(places)
+    assert set(places) <= {(i, draw) for i, times in enumerate(repeats) for draw in range(times)}
+
+
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    recipe = dataclasses.replace(Recipe(), photos=10)
+    orders = [
+        read([1] * 40, dataclasses.replace(recipe, seed=seed), 0, 1, epoch, 0)
+        for seed, epoch in ((0, 0), (0, 1), (1, 0))
+    ]
+    assert orders[0] != orders[1]
+    assert orders[0] != orders[2]
+    for order in orders:
+        assert sorted(place for batch in order for place in batch) == [(i, 0) for i in range(40)]
