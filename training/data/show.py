@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 
 from cris_edge.errors import CrisEdgeError
 from cris_edge.files import write_image
+from training.data.prepared import DESCRIPTION, open_references
+from training.data.references import samples_of
 from training.data.samples import Sample, load_samples
+from training.data.scenes import scene_samples
 from training.errors import DataError
 
 TILE = 400
@@ -72,25 +75,39 @@ def sheet(samples: Sequence[Sample], columns: int, rows: int, seed: int) -> Pict
     return np.asarray(np.vstack(lines), np.uint8)
 
 
+def _load(options: argparse.Namespace) -> list[Sample]:
+    if options.scenes:
+        return scene_samples(options.columns * options.rows, phrases_each=LINES)
+    if (options.data / DESCRIPTION).is_file():
+        references = open_references(options.data).split(options.split)
+        return samples_of(references, options.split, "all")
+    return load_samples(options.data, options.split, options.which, seed=options.seed)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0, or 2 after a line on stderr."""
     parser = argparse.ArgumentParser(prog="training.data.show", description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="data folder")
-    parser.add_argument("--split", choices=("train", "val", "boxes"), default="val")
-    parser.add_argument("--which", choices=("derived", "written", "both"), default="derived")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--data", type=Path, help="a data folder, or one that training.prepare wrote")
+    what.add_argument("--scenes", action="store_true", help="the made-up world instead")
+    parser.add_argument("--split", default="val", help="default: %(default)s")
+    parser.add_argument(
+        "--which", choices=("derived", "written", "both"), default="derived",
+        help="phrases of a data folder; default: %(default)s",
+    )  # fmt: skip
     parser.add_argument("--columns", type=int, default=4)
     parser.add_argument("--rows", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path, default=Path("sheet.png"))
     options = parser.parse_args(arguments)
     try:
-        samples = load_samples(options.data, options.split, options.which, seed=options.seed)
+        samples = _load(options)
         picture = sheet(samples, options.columns, options.rows, options.seed)
         write_image(options.output, picture)
     except (CrisEdgeError, OSError) as error:
         print(f"training.data.show: {error}", file=sys.stderr)
         return 2
-    print(f"{options.output}: {len(samples)} samples in {options.split}")
+    print(f"{options.output}: of {len(samples)} samples")
     return 0
 
 

@@ -1,0 +1,122 @@
+"""`python -m training.compare --config C --out DIR --way "" --way "dice=0"`: which way is better.
+
+Trains the recipe in each way, once for every seed, and prints the figures of the last validation as
+a table, mean and spread over the seeds. What is trained already is not trained again, and a run
+that was stopped goes on: give the very same command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shlex
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cris_edge.errors import CrisEdgeError
+from training import distributed
+from training.recipe import read_recipe
+from training.report import describe_machine, today
+from training.run_log import LOG
+from training.train import train
+
+AS_IT_IS = "as it is"
+
+Figures = dict[str, dict[str, float]]
+"""By source of the samples, then by metric."""
+
+
+def figures_of(out: Path) -> Figures:
+    """The figures of a run's last validation, from its log."""
+    lines = (out / LOG).read_text(encoding="utf-8").splitlines()
+    records: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    found: Figures = [record["val"] for record in records if "val" in record][-1]
+    return found
+
+
+def train_ways(
+    config: str, overrides: Sequence[str], ways: Sequence[str], seeds: Sequence[int], out: Path
+) -> dict[str, list[Figures]]:
+    """Train each way with each seed below `out`; figures by way, in the order of the seeds.
+
+    Raises:
+        CrisEdgeError: a way is no recipe, or a run broke down.
+    """
+    device = distributed.start()
+    recipes = {
+        (way, seed): read_recipe(config, [*overrides, *shlex.split(way), f"seed={seed}"])
+        for way in ways
+        for seed in seeds
+    }
+    found: dict[str, list[Figures]] = {}
+    for (way, seed), recipe in recipes.items():
+        name = re.sub(r"[^\w.=+-]+", "-", way).strip("-") or "as-it-is"
+        folder = out / name / f"seed-{seed}"
+        train(recipe, folder, resume=True, device=device)
+        found.setdefault(way, []).append(figures_of(folder))
+    return found
+
+
+def table(found: dict[str, list[Figures]]) -> str:
+    """A line for each way and source, in per cent; `more` is against the first way."""
+    lines = [f"{'':<48}{'':<16}{'seeds':>6}{'mIoU':>7}{'+-':>6}{'more':>7}{'Pr@50':>7}"]
+    first = next(iter(found.values()))
+    for way, runs in found.items():
+        for source in runs[0]:
+            miou = [100 * run[source]["mIoU"] for run in runs]
+            base = statistics.mean(100 * run[source]["mIoU"] for run in first)
+            precision = statistics.mean(100 * run[source]["Pr@50"] for run in runs)
+            spread = statistics.stdev(miou) if len(miou) > 1 else 0.0
+            mean = statistics.mean(miou)
+            lines.append(
+                f"{way or AS_IT_IS:<48}{source:<16}{len(runs):>6}{mean:>7.1f}{spread:>6.1f}"
+                f"{mean - base:>+7.1f}{precision:>7.1f}"
+            )
+    return "\n".join(lines)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    summary, _, details = str(__doc__).partition("\n\n")
+    arguments = argparse.ArgumentParser(
+        prog="python -m training.compare", description=summary.partition(": ")[2], epilog=details
+    )
+    add = arguments.add_argument
+    add("--config", required=True, help="a recipe, see training/configs/")
+    add("--out", type=Path, required=True, help="folder for the runs")
+    add(
+        "--way",
+        action="append",
+        required=True,
+        metavar="OVERRIDES",
+        help='what to change, e.g. "ema=0 dice=0"; "" for nothing. The first is what others are '
+        "compared with",
+    )
+    add("--seeds", type=int, nargs="+", default=[0], help="default: 0")
+    add("--set", nargs="*", default=[], metavar="NAME=VALUE", help="overrides for every way")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; one line on stderr and 2 where something is refused."""
+    options = parser().parse_args(argv)
+    try:
+        found = train_ways(options.config, options.set, options.way, options.seeds, options.out)
+    except (CrisEdgeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    finally:
+        distributed.stop()
+    machine = describe_machine()
+    print(f"{options.config} {' '.join(options.set)}")
+    print(f"{machine['processor']}, {machine['cores']} cores, {today()}; last validation, per cent")
+    print(table(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
