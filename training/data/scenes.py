@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as rle_codec
 
-from training.data.coco import Instance, Photo
+from training.data.coco import Instance, Photo, join
 from training.data.samples import Sample
 from training.errors import DataError
 
@@ -46,7 +46,7 @@ JUDGED_WORLD = 0
 """Seed of the scenes that models are judged by. No recipe trains on them."""
 HELD_OUT = Path(__file__).parents[2] / "samples" / "photos"
 """Photos under those scenes; no recipe of ours trains on them."""
-KINDS = {"attributes": 0.3, "order": 0.25, "size": 0.15, "relation": 0.3}
+KINDS = {"attributes": 0.35, "order": 0.2, "size": 0.1, "relation": 0.2, "all": 0.15}
 """Kinds of phrases and how often each is said where all are true."""
 
 
@@ -159,7 +159,7 @@ def make_scene(seed: int, number: int, backgrounds: Sequence[Path]) -> Scene:
         width=width,
         height=height,
         person_only=False,
-        instances=tuple(_instance(i, thing, height, width) for i, thing in enumerate(things)),
+        instances=_instances(things, height, width),
         background=backgrounds[int(rng.integers(len(backgrounds)))],
         things=tuple(things),
         seed=(seed, number),
@@ -191,29 +191,43 @@ def _place(rng: np.random.Generator, width: int, height: int) -> list[Thing]:
     return things
 
 
-def _instance(index: int, thing: Thing, height: int, width: int) -> Instance:
-    mask = thing.mask(height, width)
-    encoded = dict(rle_codec.encode(np.asfortranarray(mask, np.uint8)))
-    x, y, w, h = (float(value) for value in rle_codec.toBbox(encoded))
-    return Instance(index, thing.shape, (x, y, x + w, y + h), float(mask.sum()), False, encoded)
+def _instances(things: Sequence[Thing], height: int, width: int) -> tuple[Instance, ...]:
+    """What is seen of each: outlines may share a pixel, which is the later thing's."""
+    free = np.ones((height, width), bool)
+    found: list[Instance] = []
+    for index, thing in reversed(list(enumerate(things))):
+        mask = thing.mask(height, width) & free
+        free &= ~mask
+        encoded = dict(rle_codec.encode(np.asfortranarray(mask, np.uint8)))
+        x, y, w, h = (float(value) for value in rle_codec.toBbox(encoded))
+        box, area = (x, y, x + w, y + h), float(mask.sum())
+        found.append(Instance(index, thing.shape, box, area, False, encoded))
+    return tuple(reversed(found))
 
 
 # --- phrases ---
 
-Said = tuple[str, str]
-"""A phrase and its kind."""
+Said = tuple[str, tuple[int, ...]]
+"""A phrase, and the places of the things that it means."""
 
 
-def phrases(scene: Scene, index: int) -> dict[str, list[str]]:
-    """All that can be said of thing `index` and of no other, by kind; kinds may be missing."""
+def phrases(scene: Scene, index: int) -> dict[str, list[Said]]:
+    """All that can be said of thing `index` and of no other, by kind; kinds may be missing.
+
+    Of kind `all` are phrases that mean several things, this one among them.
+    """
     speaker = _Speaker(scene, index)
-    found = {
+    unique = {
         "attributes": speaker.attributes(),
         "order": speaker.order(),
         "size": speaker.size(),
         "relation": speaker.relation(),
     }
-    return {kind: texts for kind, said in found.items() if (texts := list(said))}
+    found: dict[str, list[Said]] = {
+        kind: [(text, (index,)) for text in texts] for kind, texts in unique.items()
+    }
+    found["all"] = list(speaker.everything())
+    return {kind: said for kind, said in found.items() if said}
 
 
 def draw(scene: Scene, count: int, rng: np.random.Generator) -> list[Sample]:
@@ -225,12 +239,12 @@ def draw(scene: Scene, count: int, rng: np.random.Generator) -> list[Sample]:
     sayable = {i: found for i in order if (found := phrases(scene, i))}
     chosen: list[Sample] = []
     for turn in range(count if sayable else 0):
-        index = list(sayable)[turn % len(sayable)]
-        found = sayable[index]
+        found = sayable[list(sayable)[turn % len(sayable)]]
         weights = np.array([KINDS[kind] for kind in found])
         kind = str(rng.choice(list(found), p=weights / weights.sum()))
-        text = found[kind][int(rng.integers(len(found[kind])))]
-        chosen.append(Sample(scene, scene.instances[index], text, kind, "scenes"))
+        text, members = found[kind][int(rng.integers(len(found[kind])))]
+        target = join([scene.instances[i] for i in members], scene.height, scene.width)
+        chosen.append(Sample(scene, target, text, kind, "scenes"))
     return chosen
 
 
@@ -295,6 +309,12 @@ class _Speaker:
                 yield f"{'bigger' if len(others) == 1 else 'biggest'} {noun}"
             elif others and LARGER * mine <= min(others):
                 yield f"{'smaller' if len(others) == 1 else 'smallest'} {noun}"
+
+    def everything(self) -> Iterator[Said]:
+        """All red things; all small circles."""
+        for noun, members in _nouns(self.things, self.me):
+            if 1 < len(members) < len(self.things):
+                yield f"all {_plural(noun)}", tuple(members)
 
     def relation(self) -> Iterator[str]:
         """Small circle left of the blue square; star nearest to the white thing."""
@@ -384,8 +404,14 @@ def _shape(thing: Thing) -> str:
     return thing.shape
 
 
+def _plural(noun: str) -> str:
+    return noun + ("es" if noun.endswith("s") else "s")
+
+
 def vocabulary() -> list[str]:
     """Texts that hold every word which the phrases use."""
-    words = [*SHAPES, *COLOURS, *SIZES, "thing", "the second from", "left right top bottom"]
+    nouns = [*SHAPES, "thing"]
+    words = [*nouns, *(f"all {_plural(noun)}" for noun in nouns)]
+    words += [*COLOURS, *SIZES, "the second from", "left right top bottom"]
     words += ["leftmost rightmost upper lower", "bigger biggest smaller smallest"]
     return [*words, "left of right of above below nearest to"]
