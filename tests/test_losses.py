@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.data.batches import EpochSampler, distinct
+from training.data.batches import StepSampler, distinct
 from training.losses import NounHead, cross_entropy, dice, masked_mean, naming, which
+from training.recipe import Recipe
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 SURE = 20.0
@@ -278,17 +279,22 @@ def test_a_phrase_is_distinct_where_none_before_it_names_the_same() -> None:
     assert distinct(instances).tolist() == expected
 
 
+def order(repeats: list[int], **changes: int) -> list[tuple[int, int]]:
+    """Photos and draws of an epoch in steps of one photo."""
+    epoch = changes.pop("epoch", 0)
+    recipe = Recipe(photos=1, **changes)
+    return [draw for part in StepSampler(repeats, recipe, epoch, 0) for draw in part]
+
+
 def test_an_epoch_sees_every_photo_as_often_as_it_should() -> None:
-    repeats = [2, 1, 3, 0, 1]
-    sampler = EpochSampler(repeats, seed=0, epoch=0)
-    assert len(sampler) == 7
-    assert sorted(sampler) == [(0, 0), (0, 1), (1, 0), (2, 0), (2, 1), (2, 2), (4, 0)]
+    seen = order([2, 1, 3, 0, 1])
+    assert sorted(seen) == [(0, 0), (0, 1), (1, 0), (2, 0), (2, 1), (2, 2), (4, 0)]
 
 
 def test_the_order_of_an_epoch_is_fixed_by_seed_and_epoch() -> None:
-    def order(seed: int, epoch: int) -> list[tuple[int, int]]:
-        return list(EpochSampler([2] * 20, seed, epoch))
+    def of(seed: int, epoch: int) -> list[tuple[int, int]]:
+        return order([2] * 20, seed=seed, epoch=epoch)
 
-    assert order(1, 2) == order(1, 2)
-    different = [order(1, 2), order(1, 3), order(2, 2), order(2, 1), sorted(order(1, 2))]
+    assert of(1, 2) == of(1, 2)
+    different = [of(1, 2), of(1, 3), of(2, 2), of(2, 1), sorted(of(1, 2))]
     assert all(a != b for i, a in enumerate(different) for b in different[:i])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -34,6 +34,8 @@ from training.schedule import factor
 from training.trainer import Trainer, parameter_groups
 
 CPU = torch.device("cpu")
+# Rounding errors do not grow from step to step.
+SLOW = "learning_rate=1.0e-4"
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +115,7 @@ def test_what_is_computed_again_is_the_very_same(frozen: str, recipe: Path) -> N
 
 
 def test_the_layout_of_photos_in_memory_changes_nothing(recipe: Path) -> None:
-    usual, turned = start(recipe), start(recipe, "channels_last=true")
+    usual, turned = start(recipe, SLOW), start(recipe, SLOW, "channels_last=true")
     weight = turned.model.neck.c4[0].weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
     losses = masks(learn(usual, 6))
@@ -123,9 +125,9 @@ def test_the_layout_of_photos_in_memory_changes_nothing(recipe: Path) -> None:
 
 def test_bfloat16_comes_close(recipe: Path) -> None:
     exact, rounded = (
-        masks(learn(start(recipe, f"precision={p}"), 3)) for p in ("float32", "bfloat16")
+        masks(learn(start(recipe, SLOW, f"precision={p}"), 3)) for p in ("float32", "bfloat16")
     )
-    assert rounded == pytest.approx(exact, rel=0.05)
+    assert rounded == pytest.approx(exact, rel=0.03)
     assert rounded[0] != exact[0]
 
 
@@ -139,10 +141,25 @@ def test_a_compiled_model_trains_as_the_other(recipe: Path) -> None:
 # --- float16 ---
 
 
+def settle(trainer: Trainer) -> Iterator[list[Batch]]:
+    """Let the scale of the loss come down to where its gradients have room; further batches."""
+    steps, scale = endless(trainer), math.inf
+    while trainer.scaler.get_scale() != scale:
+        assert trainer.step < 15
+        scale = trainer.scaler.get_scale()
+        trainer.learn(next(steps))
+    return steps
+
+
 def test_float16_scales_its_loss_and_keeps_the_scale(recipe: Path, tmp_path: Path) -> None:
     trainer = start(recipe, "precision=float16")
-    exact = masks(learn(start(recipe), 3))
-    assert masks(learn(trainer, 3)) == pytest.approx(exact, rel=0.05)
+    (exact,) = masks(learn(start(recipe), 1))
+    (first,) = masks(learn(trainer, 1))
+    assert first == pytest.approx(exact, rel=0.02)
+    assert first != exact
+    steps = settle(trainer)
+    assert trainer.scaler.get_scale() > 1
+    assert masks([trainer.learn(next(steps)) for _ in range(8)])[-1] < 0.8 * first
     trainer.scaler.update(512.0)
     trainer.save(tmp_path / "state-00000003.safetensors")
     again = start(recipe, "precision=float16")
@@ -156,9 +173,8 @@ def test_a_scaled_loss_that_overflows_costs_one_step(
     recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = start(recipe, "precision=float16")
-    steps = endless(trainer)
-    trainer.learn(next(steps))
-    before, scale = tensors(trainer), trainer.scaler.get_scale()
+    steps = settle(trainer)
+    before, scale, step = tensors(trainer), trainer.scaler.get_scale(), trainer.step
     forward = Objective.forward
 
     def huge(objective: Objective, batch: Batch) -> dict[str, Tensor]:
@@ -167,13 +183,14 @@ def test_a_scaled_loss_that_overflows_costs_one_step(
     with monkeypatch.context() as patch:
         patch.setattr(Objective, "forward", huge)
         assert trainer.learn(next(steps))["mask"] > 1e35
-    assert trainer.step == 2
+    assert trainer.step == step + 1
     assert trainer.scaler.get_scale() == scale / 2
     parameters = {name for name, _ in trainer.model.named_parameters()}
+    assert all(torch.equal(tensors(trainer)[name], before[name]) for name in parameters)
+    for _ in range(6):
+        trainer.learn(next(steps))
     changed = {name for name, tensor in tensors(trainer).items() if (tensor != before[name]).any()}
-    assert not changed & parameters
-    trainer.learn(next(steps))
-    assert not torch.equal(trainer.model.projector.pixels.weight, before["projector.pixels.weight"])
+    assert len(changed & parameters) > 150
 
 
 def test_an_interrupted_run_in_float16_goes_on_as_if_never_stopped(
@@ -241,6 +258,7 @@ def test_the_optimisers(recipe: Path) -> None:
     )}) == 3  # fmt: skip
 
 
+@settings(deadline=None)
 @given(
     steps=st.integers(1, 50),
     milestones=st.lists(st.integers(0, 20), max_size=3),
@@ -263,6 +281,7 @@ def test_the_papers_schedule() -> None:
     assert [factor(Recipe(), step, 1000) for step in (first, 49_999)] == pytest.approx([0.1, 0.1])
 
 
+@settings(deadline=None)
 @given(steps=st.integers(1, 100), epochs=st.integers(1, 50), warmup=st.integers(0, 20))
 def test_a_cosine_goes_down_to_nothing(steps: int, epochs: int, warmup: int) -> None:
     recipe = dataclasses.replace(

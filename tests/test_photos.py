@@ -279,10 +279,10 @@ def test_without_augmentation_an_item_is_the_letterbox(root, tokenizer):
     item = dataset(samples, tokenizer, absent_share=0.0, phrases=3)[0]
     photo = samples[0].photo
     np.testing.assert_array_equal(item["image"].numpy(), LETTERBOX.image(photo.read())[0])
-    assert sorted(set(item["instance"].tolist())) == [0, 1, 2]
+    assert set(item["instance"].tolist()) == {i.id for i in photo.instances if not i.crowd}
     matrix = LETTERBOX.matrix(HEIGHT, WIDTH)
-    for mask, place in zip(item["masks"], item["instance"], strict=True):
-        drawn = photo.instances[place].mask().astype(np.uint8) * 255
+    for mask, key in zip(item["masks"], item["instance"], strict=True):
+        drawn = photo.by_id[int(key)].mask().astype(np.uint8) * 255
         full = cv2.warpAffine(drawn, matrix, (SIZE, SIZE), flags=cv2.INTER_LINEAR)
         np.testing.assert_array_equal(mask.numpy(), full[::4, ::4] > 127)
 
@@ -366,7 +366,7 @@ def test_phrases_stay_true_however_the_photo_is_changed(street_samples, tokenize
             assert colour[0] > colour[2] + 0.2
         if "blue" in text:
             assert colour[2] > colour[0] + 0.2
-        rivals = [x for other, x in centres.items() if {other, int(place)} == {0, 1}]
+        rivals = [x for other, x in centres.items() if {other, int(place)} == {11, 12}]
         if "car" in text.split() and rivals:
             side = centres[int(place)] - rivals[0]
             assert side <= 0 or "left" not in text.split()
@@ -445,7 +445,9 @@ def test_a_dataset_wants_samples_and_a_fitting_size(street_samples, tokenizer):
     with pytest.raises(DataError, match="at least one sample"):
         dataset([], tokenizer)
     with pytest.raises(DataError, match="multiple of 8"):
-        PhotoDataset(street_samples, tokenizer, Letterbox(60, (0, 0, 0), (1, 1, 1)), WORD_LEN)
+        ItemMaker(tokenizer, Letterbox(60, (0, 0, 0), (1, 1, 1)), WORD_LEN)
+    with pytest.raises(DataError, match="at least 1, but are 0"):
+        dataset(street_samples, tokenizer, phrases=0)
 
 
 # --- vocabulary ---

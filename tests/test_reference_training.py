@@ -71,15 +71,16 @@ def test_a_model_is_trained_and_judged(recipe: Path, tmp_path: Path) -> None:
 
 
 def test_a_few_are_learnt_by_heart(recipe: Path, tmp_path: Path) -> None:
-    options = ["overfit=2", "photos=2", "epochs=60", "milestones=[50]", "validate_every=60"]
-    assert run(recipe, tmp_path, *options, "learning_rate=4.0e-3", "log_every=60") == 0
+    # The small rates at the end are for batch norm, whose running statistics lag behind.
+    options = ["overfit=2", "train_repeats=4", "photos=8", "epochs=60", "milestones=[25, 35]"]
+    assert run(recipe, tmp_path, *options, "learning_rate=4.0e-3", "validate_every=60") == 0
     first, *_, last = (record["epoch_losses"]["mask"] for record in epochs(tmp_path))
-    assert last < 0.2 * first
+    assert last < 0.05 * first
     scores = epochs(tmp_path)[-1]["val"]
     assert set(scores) == {"grefcoco train"}
     assert scores["grefcoco train"]["count"] == 2
-    # A mask of the whole photo reaches 0.17 here.
-    assert scores["grefcoco train"]["mIoU"] > 0.7
+    # A mask of the whole photo reaches 0.12 here.
+    assert scores["grefcoco train"]["mIoU"] > 0.5
 
 
 def test_what_is_not_prepared_is_refused(

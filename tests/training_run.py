@@ -244,13 +244,12 @@ class Started:
         out: Path,
         *more: str,
         before: Callable[[], None] | None = None,
-        environment: dict[str, str] | None = None,
     ):
         argv = ["--config", str(recipe), "--out", str(out), *more]
         out.parent.mkdir(parents=True, exist_ok=True)
         self.output = out.with_name(f"{out.name}-output-{time.monotonic_ns()}.txt")
         self.process = SERVER.Process(
-            target=_work, args=(argv, self.output, before, environment or {})
+            target=_work, args=(argv, self.output, before, multiprocessing.get_start_method())
         )
         self.process.start()
 
@@ -276,13 +275,12 @@ class Started:
         wait_until(ready, lambda: self.process.is_alive(), seconds, self.errors)
 
 
-def _work(
-    argv: list[str], output: Path, before: Callable[[], None] | None, environment: dict[str, str]
-) -> None:
+def _work(argv: list[str], output: Path, before: Callable[[], None] | None, method: str) -> None:
     terminal = os.open(output, os.O_CREAT | os.O_WRONLY, 0o644)
     os.dup2(terminal, 1)
     os.dup2(terminal, 2)
-    os.environ.update(environment)
+    # Loading processes start as everywhere else, and are this one's own children.
+    multiprocessing.set_start_method(method, force=True)
     torch.set_num_threads(1)
     torch.cuda.is_available = lambda: False
     if before is not None:

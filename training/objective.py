@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -111,11 +111,12 @@ def _checkpointed(module: nn.Module, forward: Callable[..., Any], *inputs: Tenso
 def _untracked(module: nn.Module) -> Iterator[None]:
     """Batch norms inside normalise as ever and keep their running statistics as they are."""
     norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
-    before = [norm.momentum for norm in norms]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
+        norm.num_batches_tracked = cast("Tensor", norm.num_batches_tracked).clone()
     try:
         yield
     finally:
-        for norm, momentum in zip(norms, before, strict=True):
-            norm.momentum = momentum
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count

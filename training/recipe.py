@@ -50,7 +50,8 @@ class Recipe:
     mirror: float = 0.0
     """Share of photos that are mirrored, left and right swapped in their words."""
     train_repeats: int = 1
-    """`photos`: times an epoch sees each fully labelled photo; those with boxes are seen once."""
+    """Times an epoch sees each reference, or each fully labelled photo of `photos`; its photos with
+    boxes are seen once."""
     absent: float = 0.0
     """`photos`: chance that one phrase of a photo fits nothing in it."""
     scenes: int = 4000

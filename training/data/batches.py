@@ -230,7 +230,8 @@ def _references(recipe: Recipe) -> TrainingData:
     source = f"{prepared.name} {split}"
     validation = {source: samples_of(judged, source, "first")}
     sources = f"{len(references)} references of {prepared.name}"
-    return TrainingData(tokenizer, dataset, [1] * len(dataset), validation, sources)
+    repeats = [recipe.train_repeats] * len(dataset)
+    return TrainingData(tokenizer, dataset, repeats, validation, sources)
 
 
 def _scenes(recipe: Recipe) -> TrainingData:

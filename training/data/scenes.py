@@ -24,14 +24,13 @@ from training.errors import DataError
 
 Picture = NDArray[np.uint8]
 
-SHAPES = ("circle", "square", "triangle", "star", "cross")
+SHAPES = ("circle", "square", "triangle", "cross")
 COLOURS = {
     "red": (40, 35, 215),
     "yellow": (30, 215, 240),
     "green": (50, 160, 40),
     "blue": (215, 90, 25),
     "white": (245, 245, 245),
-    "black": (20, 20, 20),
 }
 """BGR."""
 SIZES = {"small": (0.085, 0.1), "big": (0.15, 0.18)}
@@ -64,20 +63,12 @@ class Thing:
 
     def outline(self) -> NDArray[np.float64]:
         """Corners (N, 2) in pixels; a circle has 48."""
-        if self.shape == "square":
-            radii, corners = [1.0], 4
-        elif self.shape == "triangle":
-            radii, corners = [1.0], 3
-        elif self.shape == "star":
-            radii, corners = [1.0, 0.42], 10
-        elif self.shape == "cross":
+        if self.shape == "cross":
             return self._placed(_CROSS)
-        else:
-            radii, corners = [1.0], 48
+        corners = {"circle": 48, "square": 4, "triangle": 3}[self.shape]
         angles = 2 * np.pi * np.arange(corners) / corners - np.pi / 2
         angles += np.pi / 4 if self.shape == "square" else 0
-        lengths = np.resize(radii, corners)[:, None]
-        return self._placed(lengths * np.stack([np.cos(angles), np.sin(angles)], axis=1))
+        return self._placed(np.stack([np.cos(angles), np.sin(angles)], axis=1))
 
     def _placed(self, corners: NDArray[np.float64]) -> NDArray[np.float64]:
         cos, sin = math.cos(self.turn), math.sin(self.turn)
@@ -149,7 +140,7 @@ def find_backgrounds(folder: str | Path) -> list[Path]:
 
 
 def make_scene(seed: int, number: int, backgrounds: Sequence[Path]) -> Scene:
-    """Scene `number` of the world `seed`: up to five shapes that do not touch."""
+    """Scene `number` of the world `seed`: three or four shapes that do not touch."""
     rng = np.random.default_rng((seed, number))
     width, height = FRAMES[int(rng.integers(len(FRAMES)))]
     things = _place(rng, width, height)
@@ -169,7 +160,7 @@ def make_scene(seed: int, number: int, backgrounds: Sequence[Path]) -> Scene:
 def _place(rng: np.random.Generator, width: int, height: int) -> list[Thing]:
     shapes = rng.choice(SHAPES, rng.integers(2, 4), replace=False)
     colours = rng.choice(list(COLOURS), rng.integers(2, 4), replace=False)
-    unit, wanted = math.sqrt(width * height), rng.integers(3, 6)
+    unit, wanted = math.sqrt(width * height), rng.integers(3, 5)
     things: list[Thing] = []
     for _ in range(60):
         size = str(rng.choice(list(SIZES)))
@@ -286,7 +277,7 @@ class _Speaker:
                 yield noun
 
     def order(self) -> Iterator[str]:
-        """Leftmost red thing; lower circle; second star from the left."""
+        """Leftmost red thing; lower circle; second cross from the left."""
         for noun, members in _nouns(self.things, self.me):
             for axis, (first, last, start, end) in enumerate(_ENDS):
                 place = self._rank(members, axis)
@@ -317,7 +308,7 @@ class _Speaker:
                 yield f"all {_plural(noun)}", tuple(members)
 
     def relation(self) -> Iterator[str]:
-        """Small circle left of the blue square; star nearest to the white thing."""
+        """Small circle left of the blue square; circle nearest to the white thing."""
         landmarks = [
             (i, noun)
             for i, thing in enumerate(self.things)
