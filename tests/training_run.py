@@ -24,6 +24,7 @@ from torch import Tensor
 
 from tests.refer_tree import write_tree
 from tests.scenes import write_folder
+from training.distributed import world
 from training.prepare import prepare
 from training.train import main
 from training.trainer import Batch, Trainer
@@ -213,6 +214,23 @@ def _numbers(record: dict[str, Any]) -> Iterator[tuple[str, float]]:
             yield name, value
 
 
+@contextmanager
+def norms_told(out: Path) -> Iterator[None]:
+    """Write the norm of each step's gradient to `norms.json`, by the first process."""
+    learn, norms = Trainer.learn, []
+
+    def tell(trainer: Trainer, parts: Sequence[Batch]) -> dict[str, float]:
+        losses = learn(trainer, parts)
+        gradients = [p.grad for p in trainer.objective.parameters() if p.grad is not None]
+        norms.append(float(torch.stack([gradient.norm() for gradient in gradients]).norm()))
+        return losses
+
+    with patch.object(Trainer, "learn", tell):
+        yield
+    if world()[0] == 0:
+        (out / "norms.json").write_text(json.dumps(norms))
+
+
 # --- stopping ---
 
 
@@ -258,7 +276,7 @@ class Started:
         self.process.kill()
         assert self.wait() == -9
 
-    def wait(self, seconds: float = 120) -> int:
+    def wait(self, seconds: float = 300) -> int:
         """The exit code; negative for a signal."""
         self.process.join(seconds)
         if self.process.exitcode is None:
@@ -270,7 +288,7 @@ class Started:
         """All that it wrote to the terminal."""
         return self.output.read_text(encoding="utf-8")
 
-    def until(self, ready: Callable[[], object], seconds: float = 120) -> None:
+    def until(self, ready: Callable[[], object], seconds: float = 300) -> None:
         """Wait for something, as long as the process lives."""
         wait_until(ready, lambda: self.process.is_alive(), seconds, self.errors)
 

@@ -27,6 +27,7 @@ from training import checkpoint, distributed
 from training.data.batches import build_data
 from training.errors import CheckpointError, DataError, TrainingError
 from training.evaluate import Evaluation, evaluate_samples
+from training.evaluation import agree
 from training.pace import Pace
 from training.predictor import torch_segmenter
 from training.recipe import Recipe, read_recipe
@@ -46,11 +47,9 @@ def train(recipe: Recipe, out: Path, resume: bool, device: torch.device) -> None
         CrisEdgeError: data, recipe or state are not as they should be, or the run broke down.
         OSError: files cannot be written, as on a full disk; the states before are whole.
     """
-    trainer = Trainer(recipe, build_data(recipe), device)
-    if resume:
-        resume_newest(trainer, out)
-    elif states(out):
-        raise CheckpointError(f"{out} holds a run already: give --resume, or another --out")
+    data = agree(lambda: build_data(recipe))
+    trainer = Trainer(recipe, data, device)
+    agree(lambda: begin(trainer, out, resume))
     run_log = None
     if distributed.world()[0] == 0:
         out.mkdir(parents=True, exist_ok=True)
@@ -159,16 +158,18 @@ def clear_leftovers(out: Path) -> None:
             unfinished.unlink()
 
 
-def resume_newest(trainer: Trainer, out: Path) -> None:
+def begin(trainer: Trainer, out: Path, resume: bool) -> None:
     """Go on from the newest state; without one, from the start, so that one command always does.
 
     Raises:
-        CheckpointError: it is damaged or does not fit.
+        CheckpointError: it is damaged or does not fit, or there is one that was not asked for.
     """
     found = states(out)
+    if found and not resume:
+        raise CheckpointError(f"{out} holds a run already: give --resume, or another --out")
     if found:
         trainer.load(found[-1])
-    else:
+    elif resume:
         log.warning("%s: no state to go on from, so this starts with the first step", out)
 
 
@@ -213,10 +214,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     out: Path = arguments.out
     try:
         device = distributed.start()
-        recipe = read_recipe(arguments.config, arguments.overrides)
+        recipe = agree(lambda: read_recipe(arguments.config, arguments.overrides))
         train(recipe, out, arguments.resume, device)
     except (CrisEdgeError, OSError) as error:
-        print(f"error: {error}{whole_state(error, out)}", file=sys.stderr)
+        # What is refused at the start is refused by all processes alike; later one may fail alone.
+        if distributed.world()[0] == 0 or isinstance(error, (TrainingError, OSError)):
+            print(f"error: {error}{whole_state(error, out)}", file=sys.stderr)
         return 2
     finally:
         distributed.stop()

@@ -21,6 +21,7 @@ from training.batch_norm import synchronise
 from training.data.batches import TrainingData
 from training.distributed import world
 from training.errors import CheckpointError, DataError, RecipeError, TrainingError
+from training.evaluation import agree
 from training.model import CRIS
 from training.model.pretrained import load_clip, load_imagenet
 from training.objective import Batch, Objective, recompute
@@ -98,7 +99,7 @@ class Trainer:
         # Inputs have one size, for which the fastest convolutions are worth a search.
         torch.backends.cudnn.benchmark = True
         self.recipe, self.data, self.device = recipe, data, device
-        self.model = build_model(recipe, data)
+        self.model = agree(lambda: build_model(recipe, data))
         self.objective = Objective(self.model, recipe).to(device)
         if recipe.channels_last:
             self.objective.to(memory_format=torch.channels_last)
