@@ -53,8 +53,8 @@ BY_SIZE = {
     "smallest": (-1, True),
 }
 SINGULAR = {
-    "circles": "circle", "squares": "square", "triangles": "triangle", "stars": "star",
-    "crosses": "cross", "things": "thing",
+    "circles": "circle", "squares": "square", "triangles": "triangle", "crosses": "cross",
+    "things": "thing",
 }  # fmt: skip
 SIDES = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
 
@@ -147,7 +147,7 @@ class Reader:
     def clear(self, text: str, members: tuple[int, ...]) -> None:
         """Fail where people could disagree about an order."""
         words = text.split()
-        if words[0] not in (*ENDS, "second") or " of the " in text:
+        if words[0] not in (*ENDS, "second"):
             return
         axis = ENDS[words[0]][0] if words[0] in ENDS else STARTS[words[-1]][0]
         noun = text.partition(" ")[2].partition(" from the ")[0]
@@ -159,13 +159,11 @@ class Reader:
 
 def all_phrases(scene: Scene) -> list[tuple[str, str, tuple[int, ...]]]:
     """Kind, text and things of all that can be said, each once."""
-    found = {
-        (kind, text, members): None
-        for index in range(len(scene.things))
-        for kind, said in phrases(scene, index).items()
-        for text, members in said
-        if index in members
-    }
+    found: dict[tuple[str, str, tuple[int, ...]], None] = {}
+    for index in range(len(scene.things)):
+        for kind, said in phrases(scene, index).items():
+            assert all(index in members for _, members in said)
+            found |= {(kind, text, members): None for text, members in said}
     return list(found)
 
 

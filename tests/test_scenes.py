@@ -86,14 +86,13 @@ def test_shapes_have_their_areas_and_keep_apart(scenes: list[Scene]) -> None:
         "circle": 1.0,
         "square": 2 / math.pi,
         "triangle": 3 * math.sqrt(3) / 4 / math.pi,
-        "star": 5 * 0.42 * math.sin(math.pi / 5) / math.pi,
         "cross": (4 * 0.6 * 0.7 + 0.36) * 0.95**2 / math.pi,
     }
     assert set(shares) == set(SHAPES)
     found: dict[str, list[float]] = {shape: [] for shape in SHAPES}
     for scene in scenes:
         unit = math.sqrt(scene.width * scene.height)
-        assert 2 <= len(scene.things) <= 6
+        assert len(scene.things) >= 2
         for i, thing in enumerate(scene.things):
             low, high = SIZES[thing.size]
             assert low * unit <= thing.radius <= high * unit

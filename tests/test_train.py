@@ -229,6 +229,14 @@ def test_equal_seeds_train_equally_and_others_do_not(
     assert steps(tmp_path / "other")[1] != steps(whole)[1]
 
 
+def test_going_on_from_nothing_starts(
+    recipe: Path, whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert run(recipe, tmp_path / "out", "--resume") == 0
+    assert "no state to go on from" in caplog.text
+    assert figures(tmp_path / "out") == figures(whole)
+
+
 # --- refusals ---
 
 
@@ -250,14 +258,6 @@ def test_going_on_with_other_words_is_refused(
     written.write_text(json.dumps([entry]), encoding="utf-8")
     line = refused(capsys, recipe, tmp_path / "out", "--resume", f"data={data}", "epochs=1")
     assert "vocabulary" in line
-
-
-def test_going_on_from_nothing_is_refused(
-    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    line = refused(capsys, recipe, tmp_path / "out", "--resume")
-    assert "no state-*.safetensors here" in line
-    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
