@@ -38,7 +38,7 @@ class RunLog:
             log.write(json.dumps(record) + "\n")
         for name, value in _numbers(record):
             self.board.add_scalar(name, value, record["step"])
-        # Else a run that is killed takes two minutes of its curves along.
+        # Another thread writes them, and would be killed along with the run.
         self.board.flush()
 
     def picture(self, path: Path, step: int) -> None:
