@@ -133,7 +133,7 @@ def test_bfloat16_comes_close(recipe: Path) -> None:
 
 @pytest.mark.slow
 def test_a_compiled_model_trains_as_the_other(recipe: Path) -> None:
-    usual, compiled = start(recipe), start(recipe, "compile=true")
+    usual, compiled = start(recipe, SLOW), start(recipe, SLOW, "compile=true")
     assert masks(learn(compiled, 5)) == pytest.approx(masks(learn(usual, 5)), abs=1e-3)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
 
