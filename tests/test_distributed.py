@@ -9,23 +9,18 @@ import dataclasses
 import json
 import os
 import signal
-import socket
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
 
 from tests.scenes import write_folder
 from tests.training_run import (
     RECIPE,
-    SERVER,
     SIZES,
     contents,
     epochs,
@@ -40,7 +35,7 @@ from tests.training_run import (
     wait_until,
     write_recipe,
 )
-from training import batch_norm, checkpoint
+from training import checkpoint
 from training.data import batches
 from training.data.batches import StepSampler, build_data
 from training.evaluate import evaluate_samples
@@ -77,20 +72,26 @@ from pathlib import Path
 import torch.distributed as dist
 
 from tests.training_run import norms_told
-from training import distributed
+from training import checkpoint, distributed
+from training import train as command
 from training.data.batches import build_data
 from training.evaluate import evaluate_samples
 from training.predictor import open_segmenter
 from training.recipe import read_recipe
-from training.train import train
 
 device = distributed.start()
 rank, size = distributed.world()
 assert size == 2
+
+def refuse(*arguments, **named):
+    raise AssertionError("this is not the first process, and it writes")
+
+if rank:
+    checkpoint.save = command.RunLog = command.draw_sheet = refuse
 for config, out, overrides in json.loads(Path(sys.argv[1]).read_text()):
     recipe = read_recipe(config, overrides)
     with norms_told(Path(out)):
-        train(recipe, Path(out), False, device)
+        command.train(recipe, Path(out), False, device)
 # The first process writes the best model, of which the other is not told.
 dist.barrier()
 # The same weights judged again: how many processes do it makes no difference at all.
@@ -274,115 +275,6 @@ def test_a_process_that_is_killed_ends_the_run_and_one_alone_goes_on(
     for step, losses in steps(alone / "plain").items():
         assert steps(out)[step] == pytest.approx(losses, abs=1e-4, rel=0)
     assert not list(out.glob(".*"))
-
-
-# --- batch norm ---
-
-
-def in_two_processes(work: Callable[[int], None]) -> None:
-    """Run something in two processes that can talk to each other."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    ranks = [SERVER.Process(target=_join, args=(rank, port, work)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(120)
-    codes = [process.exitcode for process in ranks]
-    for process in ranks:
-        process.kill()
-    assert codes == [0, 0]
-
-
-def _join(rank: int, port: int, work: Callable[[int], None]) -> None:
-    torch.set_num_threads(1)
-    address = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    work(rank)
-    dist.destroy_process_group()
-
-
-def compare_norms(
-    rank: int, plain: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, train: bool
-) -> None:
-    """Fail unless both processes together compute what batch norm does of the whole batch."""
-    torch.manual_seed(7)
-    network = nn.Sequential(plain, nn.Tanh())
-    with torch.no_grad():
-        plain.weight.uniform_(0.5, 2)  # type: ignore[operator]
-        plain.bias.uniform_(-1, 1)  # type: ignore[operator]
-    shared = nn.Sequential(plain, nn.Tanh())
-    batch_norm.synchronise(shared, torch.device("cpu"))
-    assert isinstance(shared[0], batch_norm.CPUSyncBatchNorm)
-    assert isinstance(network[0], type(plain))
-    network.train(train)
-    shared.train(train)
-    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
-    for _ in range(3):
-        whole = (3 + 2 * torch.randn(shape)).to(dtype)
-        half = whole.chunk(2)[rank].clone().requires_grad_()
-        whole.requires_grad_()
-        pull = torch.randn(shape).to(dtype)
-        expected, got = network(whole), shared(half)
-        assert got.dtype == dtype
-        torch.testing.assert_close(got, expected.chunk(2)[rank], rtol=0, atol=tolerance)
-        (expected * pull).sum().backward()
-        (got * pull.chunk(2)[rank]).sum().backward()
-        assert whole.grad is not None
-        torch.testing.assert_close(
-            half.grad, whole.grad.chunk(2)[rank], rtol=tolerance, atol=tolerance
-        )
-    for (name, theirs), (_, ours) in zip(
-        network.named_parameters(), shared.named_parameters(), strict=True
-    ):
-        assert ours.grad is not None
-        total = ours.grad.clone()
-        dist.all_reduce(total)
-        torch.testing.assert_close(
-            total, theirs.grad, rtol=10 * tolerance, atol=10 * tolerance, msg=name
-        )
-    state: dict[str, Tensor] = shared.state_dict()
-    assert state.keys() == network.state_dict().keys()
-    for name, tensor in network.state_dict().items():
-        torch.testing.assert_close(state[name], tensor, rtol=1e-4, atol=1e-4, msg=name)
-
-
-def compare_all(rank: int) -> None:
-    """Every sort of batch norm, in the same two processes."""
-    float32, bfloat16 = torch.float32, torch.bfloat16
-    images, vectors = (6, 4, 5, 3), (8, 4)
-    compare_norms(rank, nn.BatchNorm2d(4), images, float32, True)
-    compare_norms(rank, nn.BatchNorm2d(4, eps=0.1, momentum=0.5), images, float32, True)
-    compare_norms(rank, nn.BatchNorm2d(4, momentum=None), images, float32, True)
-    compare_norms(rank, nn.BatchNorm2d(4), (2, 4, 1, 2), float32, True)
-    compare_norms(rank, nn.BatchNorm2d(4), images, float32, False)
-    compare_norms(rank, nn.BatchNorm2d(4), images, bfloat16, True)
-    compare_norms(rank, nn.BatchNorm1d(4), vectors, float32, True)
-    compare_norms(rank, nn.BatchNorm1d(4), (2, 4), float32, True)
-
-
-def test_batch_norm_of_two_processes_is_that_of_the_whole_batch() -> None:
-    in_two_processes(compare_all)
-
-
-def compare_wrongly(rank: int) -> None:
-    """Batch norm of the halves, each by itself."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batch_norm, "all_reduce", lambda tensor: 2 * tensor)
-        with pytest.raises(AssertionError, match="not close"):
-            compare_norms(rank, nn.BatchNorm2d(4), (6, 4, 5, 3), torch.float32, True)
-
-
-def test_batch_norm_of_each_half_would_be_found_out() -> None:
-    in_two_processes(compare_wrongly)
-
-
-def test_one_process_keeps_its_batch_norms() -> None:
-    network = nn.Sequential(nn.BatchNorm2d(4))
-    before = network[0]
-    batch_norm.synchronise(network, torch.device("cpu"))
-    assert network[0] is before
 
 
 # --- who reads what ---

@@ -8,12 +8,13 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.training_run import (
     SIZES,
@@ -102,8 +103,8 @@ def test_what_is_computed_again_is_the_very_same(frozen: str, recipe: Path) -> N
     kept, again = start(recipe, *common), start(recipe, *common, "recompute=true")
     calls = []
     for trainer in (kept, again):
-        layer = trainer.model.decoder.layers[0]
-        hook = layer.self_norm.register_forward_hook(lambda *_: calls.append(1))
+        (layer,) = trainer.model.decoder.layers
+        hook = cast("nn.Module", layer.self_norm).register_forward_hook(lambda *_: calls.append(1))
         assert len(masks(learn(trainer, 1))) == 1
         hook.remove()
     # Once going on; with the option once more going back.
@@ -116,7 +117,7 @@ def test_what_is_computed_again_is_the_very_same(frozen: str, recipe: Path) -> N
 
 def test_the_layout_of_photos_in_memory_changes_nothing(recipe: Path) -> None:
     usual, turned = start(recipe, SLOW), start(recipe, SLOW, "channels_last=true")
-    weight = turned.model.neck.c4[0].weight
+    weight = cast("Tensor", turned.model.neck.c4[0].weight)
     assert weight.is_contiguous(memory_format=torch.channels_last)
     losses = masks(learn(usual, 6))
     assert masks(learn(turned, 6)) == pytest.approx(losses, abs=1e-4)

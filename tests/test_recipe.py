@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,7 +75,7 @@ def test_values_of_the_file_and_then_overrides_count(tmp_path: Path) -> None:
         tmp_path, "epochs: 3\nphotos: 4\ndata: /photos\nprecision: bfloat16\nsizes: {dropout: 0.1}"
     )
     recipe = read_recipe(path, ["epochs=5", "learning_rate=1.0e-3", "pretrained=null"])
-    changed = {
+    changed: dict[str, Any] = {
         "epochs": 5,
         "photos": 4,
         "data": "/photos",

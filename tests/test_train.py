@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import cv2
 import numpy as np
@@ -120,7 +121,9 @@ def test_tensorboard_shows_the_same_curves_and_the_sheets(whole: Path) -> None:
         assert [picture.step for picture in pictures] == [2, 4, 6]
         content = np.frombuffer(pictures[-1].encoded_image_string, np.uint8)
         sheet = as_photo(whole / f"{name}.png")
-        assert np.array_equal(cv2.imdecode(content, cv2.IMREAD_COLOR), sheet)
+        picture = cv2.imdecode(content, cv2.IMREAD_COLOR)
+        assert picture is not None
+        assert np.array_equal(picture, sheet)
 
 
 def test_the_state_is_kept_with_the_recipe(whole: Path) -> None:
@@ -296,7 +299,7 @@ def no_number(objective: Objective) -> Tensor:
 
 def no_gradient(objective: Objective) -> Tensor:
     """Nothing added to the loss, with a gradient that is no number."""
-    return (0 * objective.model.neck.c5[0].weight.sum()).sqrt()
+    return (0 * cast("Tensor", objective.model.neck.c5[0].weight).sum()).sqrt()
 
 
 @pytest.mark.parametrize("poison", [no_number, no_gradient])

@@ -19,7 +19,9 @@ import pytest
 import torch
 import yaml
 from safetensors import safe_open
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore
+    EventAccumulator,
+)
 from torch import Tensor
 
 from tests.refer_tree import write_tree
@@ -332,7 +334,7 @@ def hang(step: int, marker: Path) -> None:
             time.sleep(600)
         return learn(trainer, parts)
 
-    Trainer.learn = stop  # type: ignore[method-assign]
+    Trainer.learn = stop  # type: ignore
 
 
 def torchrun(*arguments: str, output: IO[str] | int = subprocess.PIPE) -> subprocess.Popen[str]:
