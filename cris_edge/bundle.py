@@ -22,21 +22,31 @@ from cris_edge.errors import BundleError
 from cris_edge.files import whole_file
 from cris_edge.letterbox import Letterbox
 
-FORMAT, VERSION = "cris-edge-bundle", 1
+FORMAT, VERSION = "cris-edge-bundle", 2
 SPECIFICATION = "bundle.json"
 GRAPHS = ("photo", "phrase", "pair")
-PRECISIONS = ("float32", "float16")
+PRECISIONS = ("float32", "float16", "fp16")
+PHRASES = "phrases"
+"""The axis that is as long as there are phrases."""
+DTYPES = ("float32", "int64", "uint8")
 MAX_BYTES = 4 * 2**30
 """Of all files of a bundle, unpacked: more than any model here, less than a disk."""
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Name, numpy dtype and static shape of a graph's input or output."""
+    """Name, numpy dtype and shape of a graph's input or output."""
 
     name: str
     dtype: str
-    shape: tuple[int, ...]
+    shape: tuple[int | str, ...]
+    """Static but for a first axis `PHRASES`."""
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether an array of that shape is one of these."""
+        return len(shape) == len(self.shape) and all(
+            wanted in (found, PHRASES) for wanted, found in zip(self.shape, shape, strict=True)
+        )
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,8 @@ class Bundle:
     word_len: int
     threshold: float
     precision: str
-    """`float32`, or `float16`: weights stored in half precision, computed in single."""
+    """`float32`; `float16`: weights stored in half precision, computed in single; `fp16`: computed
+    in half."""
     graphs: Mapping[str, GraphSpec]
     """`photo`, `phrase` and `pair`."""
     about: Mapping[str, Any]
@@ -181,6 +192,7 @@ def _read(folder: Path) -> Bundle:
         )
     _verify_files(folder, fields.mapping("files"))
     bundle = _specification(folder, fields, about)
+    _check_sizes(bundle)
     for name in (bundle.tokenizer, *(graph.file for graph in bundle.graphs.values())):
         weights = str(PurePosixPath(name).with_suffix(".bin"))
         if name.endswith(".xml") and weights not in about["files"]:
@@ -227,7 +239,7 @@ def _specification(folder: Path, fields: _Fields, about: Mapping[str, Any]) -> B
     return Bundle(
         folder=folder,
         name=fields.text("name"),
-        letterbox=Letterbox(size, image.triple("mean"), image.triple("std")),
+        letterbox=Letterbox(size, image.triple("mean")),
         tokenizer=text.text("tokenizer"),
         word_len=text.integer("word_len"),
         threshold=mask.number("threshold"),
@@ -235,6 +247,18 @@ def _specification(folder: Path, fields: _Fields, about: Mapping[str, Any]) -> B
         graphs={name: _graph(graphs.mapping(name)) for name in GRAPHS},
         about=about,
     )
+
+
+def _check_sizes(bundle: Bundle) -> None:
+    """Refuse sizes that are not those of the graphs."""
+    side = bundle.letterbox.size
+    wanted = {
+        "photo": TensorSpec("frame", "uint8", (1, side, side, 3)),
+        "phrase": TensorSpec("tokens", "int64", (PHRASES, bundle.word_len)),
+    }
+    for graph, tensor in wanted.items():
+        if (found := bundle.graphs[graph].inputs) != (tensor,):
+            raise BundleError(f"graphs.{graph}: expected to take {tensor}, but it takes {found}")
 
 
 def _graph(fields: _Fields) -> GraphSpec:
@@ -246,9 +270,13 @@ def _tensors(fields: _Fields, name: str) -> tuple[TensorSpec, ...]:
     for position, entry in enumerate(fields.typed(name, list)):
         tensor = _Fields(entry, f"{fields.where}.{name}[{position}]")
         shape = tensor.typed("shape", list)
-        if not all(type(axis) is int and axis > 0 for axis in shape):
-            raise BundleError(f"{tensor.where}.shape: expected positive integers, got {shape!r}")
-        dtype = tensor.one_of("dtype", ("float32", "int64", "bool"))
+        static = shape[1:] if shape[:1] == [PHRASES] else shape
+        if not all(type(axis) is int and axis > 0 for axis in static):
+            raise BundleError(
+                f"{tensor.where}.shape: expected positive integers, or {PHRASES!r} and such, "
+                f"got {shape!r}"
+            )
+        dtype = tensor.one_of("dtype", DTYPES)
         specs.append(TensorSpec(tensor.text("name"), dtype, tuple(shape)))
     return tuple(specs)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -25,12 +26,11 @@ class Letterbox:
 
     Attributes:
         size: side of the square in pixels.
-        mean, std: of the RGB channels, in units of [0, 1].
+        mean: of the RGB channels, in units of [0, 1]: the border's colour.
     """
 
     size: int
     mean: tuple[float, float, float]
-    std: tuple[float, float, float]
 
     def matrix(self, height: int, width: int) -> NDArray[np.float64]:
         """The (2, 3) affine matrix from pixels of the photo to pixels of the input."""
@@ -56,26 +56,16 @@ class Letterbox:
 
     def warp(self, photo: NDArray[np.uint8], matrix: NDArray[np.float64]) -> NDArray[np.uint8]:
         """(H, W, 3) uint8 BGR to (size, size, 3) uint8 RGB by any (2, 3) photo to input matrix."""
-        border = tuple(255.0 * value for value in self.mean)
-        rgb = cv2.cvtColor(photo, cv2.COLOR_BGR2RGB)
+        border = tuple(255.0 * value for value in reversed(self.mean))
         warped = cv2.warpAffine(
-            rgb, matrix, (self.size, self.size), flags=cv2.INTER_CUBIC, borderValue=border
+            photo, matrix, (self.size, self.size), flags=cv2.INTER_CUBIC, borderValue=border
         )
-        return np.asarray(warped, np.uint8)
+        # Of the square, which as a rule is smaller than the photo.
+        return np.asarray(cv2.cvtColor(warped, cv2.COLOR_BGR2RGB), np.uint8)
 
-    def colour(self, photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """(H, W, 3) uint8 BGR to (size, size, 3) uint8 RGB, letterboxed, not yet normalised."""
+    def frame(self, photo: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """(H, W, 3) uint8 BGR to the model's input: (size, size, 3) uint8 RGB, letterboxed."""
         return self.warp(photo, self.matrix(*photo.shape[:2]))
-
-    def normalise(self, rgb: NDArray[np.uint8]) -> Float:
-        """(S, S, 3) uint8 RGB to (3, S, S) float32, minus the mean, over the deviation."""
-        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
-        scaled = (rgb.astype(np.float32) / np.float32(255) - mean) / std
-        return np.ascontiguousarray(scaled.transpose(2, 0, 1))
-
-    def image(self, photo: NDArray[np.uint8]) -> Float:
-        """(H, W, 3) uint8 BGR to the model's input, (1, 3, size, size) float32."""
-        return self.normalise(self.colour(photo))[None]
 
     def mask(self, mask: NDArray[np.bool_] | NDArray[np.uint8]) -> Float:
         """(H, W) mask, false or 0 outside, to (size, size) float32 in [0, 1]: linear, border 0."""
@@ -100,39 +90,69 @@ class Letterbox:
         """
         # The sigmoid, in a form that no logit makes overflow.
         probability = np.exp(-np.logaddexp(np.float32(0), -logits.astype(np.float32)))
-        rows = cubic_weights(logits.shape[0], self.size)
-        columns = cubic_weights(logits.shape[1], self.size)
-        square = rows @ probability @ columns.T
-        restored = cv2.warpAffine(
-            square,
-            self.inverse(height, width),
-            (width, height),
-            flags=cv2.INTER_CUBIC,
-            borderValue=0,
-        )
+        inverse = self.inverse(height, width)
+        rows = _way_back(probability.shape[0], self.size, height, *inverse[1, 1:])
+        columns = _way_back(probability.shape[1], self.size, width, *inverse[0, ::2])
+        restored: Float = rows @ probability @ columns.T
         # Cubic interpolation overshoots at edges.
-        return np.asarray(np.clip(restored, 0, 1), np.float32)
+        np.clip(restored, 0, 1, out=restored)
+        return restored
 
 
 def _affine(source: Float, target: Float) -> NDArray[np.float64]:
     return np.asarray(cv2.getAffineTransform(source, target), np.float64)
 
 
-@functools.lru_cache(maxsize=16)
-def cubic_weights(inputs: int, outputs: int) -> Float:
-    """Weights (outputs, inputs) of a bicubic resize with aligned corners along one axis.
+@functools.lru_cache(maxsize=32)
+def _way_back(logits: int, size: int, pixels: int, scale: float, offset: float) -> Float:
+    """Weights (pixels, logits) of the whole way from logits to a photo along one axis.
 
-    Keys' cubic convolution (IEEE TASSP 29, 1981) with a = -0.75; the border is repeated.
+    Resize and warp are linear and treat the axes apart, so they are one matrix an axis: the photo
+    is reached in one product, however large the square between.
     """
-    place = np.arange(outputs) * ((inputs - 1) / max(outputs - 1, 1))
-    first = np.floor(place).astype(int) - 1
-    weights = np.zeros((outputs, inputs))
-    for tap in range(4):
-        distance = np.abs(place - (first + tap))
-        near = ((CUBIC_A + 2) * distance - (CUBIC_A + 3)) * distance**2 + 1
-        far = CUBIC_A * (((distance - 5) * distance + 8) * distance - 4)
-        weight = np.where(distance <= 1, near, np.where(distance < 2, far, 0))
-        np.add.at(weights, (np.arange(outputs), np.clip(first + tap, 0, inputs - 1)), weight)
+    weights = cubic_warp(size, pixels, scale, offset) @ cubic_resize(logits, size)
     single = weights.astype(np.float32)
     single.setflags(write=False)
     return single
+
+
+def cubic_resize(inputs: int, outputs: int) -> NDArray[np.float64]:
+    """Weights (outputs, inputs) of a bicubic resize with aligned corners; the border repeats."""
+    place = np.arange(outputs) * ((inputs - 1) / max(outputs - 1, 1))
+    whole = np.floor(place).astype(int)
+    taps, weights = _cubic(whole, place - whole)
+    matrix = np.zeros((outputs, inputs))
+    np.add.at(matrix, (np.arange(outputs)[:, None], np.clip(taps, 0, inputs - 1)), weights)
+    return matrix
+
+
+def cubic_warp(inputs: int, outputs: int, scale: float, offset: float) -> NDArray[np.float64]:
+    """Weights (outputs, inputs) of a cubic warp along one axis; what lies beyond the border is 0.
+
+    As OpenCV 5 has it; OpenCV 4 looks weights up at 32 places between two pixels.
+
+    Args:
+        inputs, outputs: pixels.
+        scale, offset: an input's place times `scale` plus `offset` is an output's.
+    """
+    place = (np.arange(outputs) - offset) / scale
+    whole = np.floor(place).astype(int)
+    taps, weights = _cubic(whole, place - whole)
+    weights[(taps < 0) | (taps >= inputs)] = 0
+    matrix = np.zeros((outputs, inputs))
+    np.add.at(matrix, (np.arange(outputs)[:, None], np.clip(taps, 0, inputs - 1)), weights)
+    return matrix
+
+
+def _cubic(
+    whole: NDArray[np.int_], part: NDArray[np.floating[Any]]
+) -> tuple[NDArray[np.int_], NDArray[np.float64]]:
+    """The four neighbours (N, 4) of places whole + part, and their weights.
+
+    Keys' cubic convolution (IEEE TASSP 29, 1981) with a = -0.75.
+    """
+    taps = np.arange(-1, 3)
+    distance = np.abs(part[:, None] - taps)
+    near = ((CUBIC_A + 2) * distance - (CUBIC_A + 3)) * distance**2 + 1
+    far = CUBIC_A * (((distance - 5) * distance + 8) * distance - 4)
+    return whole[:, None] + taps, np.where(distance <= 1, near, far)

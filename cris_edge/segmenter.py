@@ -3,23 +3,45 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
-from cris_edge.bundle import Bundle, GraphSpec
+from cris_edge.bundle import Bundle
 from cris_edge.engines import choose_engine
-from cris_edge.engines.base import Graph
+from cris_edge.engines.base import Graph, Value
 from cris_edge.errors import EngineError, InputError
 from cris_edge.letterbox import Letterbox
+from cris_edge.overlap import overlap
 from cris_edge.photo import as_photo
+from cris_edge.phrases import Phrases
 from cris_edge.segmentation import Segmentation
 from cris_edge.tokenizer import Tokenizer, clean
 
 SHIPPED = Path(__file__).parent / "models" / "cris_edge_s"
+
+
+MAX_PHRASES = 8
+"""Phrases of a photo that run in one batch: more gain nothing and take memory."""
+
+Logits = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class EncodedPhoto:
+    """What a segmenter keeps of a photo; only that segmenter can use it."""
+
+    height: int
+    width: int
+    """Of the photo, in pixels."""
+    features: Mapping[str, Value]
+    """Where the engine keeps them."""
+    graph: Graph
+    """What made them."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +75,8 @@ class Segmenter:
 
         Args:
             bundle: a folder or zip file; None takes the model that comes with the package.
-            engine: `onnxruntime`, `openvino`, or `auto` for the best that is installed and runs
-                the bundle; `info` says which.
+            engine: `tensorrt`, `openvino`, `onnxruntime`, or `auto` for the best that is installed
+                and runs the bundle; `info` says which.
             threads: for one prediction; None lets the engine choose.
 
         Raises:
@@ -85,7 +107,6 @@ class Segmenter:
                 threads=threads,
             ),
         )
-        self._check_sizes(opened.graphs)
 
     @classmethod
     def from_graphs(
@@ -119,19 +140,27 @@ class Segmenter:
         graphs: Mapping[str, Graph],
         info: Info,
     ) -> None:
-        self.letterbox, self.tokenizer = letterbox, tokenizer
-        self.word_len, self.threshold = word_len, threshold
-        self.info = info
-        self._graphs = dict(graphs)
+        self.letterbox, self.threshold, self.info = letterbox, threshold, info
+        self.phrases = Phrases(tokenizer, word_len, graphs["phrase"])
+        self.graphs = dict(graphs)
+        self._photo, self._pair = graphs["photo"], graphs["pair"]
 
-    def _check_sizes(self, graphs: Mapping[str, GraphSpec]) -> None:
-        """Refuse a bundle whose sizes are not those of its graphs."""
-        side = self.letterbox.size
-        wanted = {"photo": ("image", (1, 3, side, side)), "phrase": ("tokens", (1, self.word_len))}
-        for graph, (name, shape) in wanted.items():
-            found = {tensor.name: tensor.shape for tensor in graphs[graph].inputs}
-            if found != {name: shape}:
-                raise EngineError(f"{graph} must take {name} {shape}, but takes {found}")
+    def encode(self, photo: object) -> EncodedPhoto:
+        """Do once what a photo needs, for later `predict` calls with other phrases.
+
+        Args:
+            photo: as `predict` takes it.
+
+        Raises:
+            InputError: a photo that cannot be used.
+            EngineError: the engine failed.
+        """
+        pixels = as_photo(photo)
+        height, width = pixels.shape[:2]
+        return self._encode(self.letterbox.frame(pixels), height, width)
+
+    def _encode(self, frame: NDArray[np.uint8], height: int, width: int) -> EncodedPhoto:
+        return EncodedPhoto(height, width, self._photo({"frame": frame[None]}), self._photo)
 
     @overload
     def predict(self, photo: object, phrases: str) -> Segmentation: ...  # type: ignore[overload-overlap]
@@ -144,8 +173,8 @@ class Segmenter:
 
         Args:
             photo: a path; or uint8 (H, W, 3) BGR, (H, W, 4) BGRA, (H, W) or (H, W, 1) grey, each
-                side from 8 to 8192 pixels.
-            phrases: what to find, such as "the man in red".
+                side from 8 to 8192 pixels; or what `encode` gave.
+            phrases: what to find, such as "the man in red". Phrases asked before are remembered.
 
         Returns:
             One result for one phrase, a list for a sequence, in its order.
@@ -154,26 +183,92 @@ class Segmenter:
             InputError: a photo or phrase that cannot be used.
             EngineError: the engine failed, or gave what is no number.
         """
+        texts = _texts(phrases)
+        encoded = photo if isinstance(photo, EncodedPhoto) else None
+        if encoded is None:
+            pixels = as_photo(photo)
+            if not texts:
+                return []
+            encoded = self._encode(self.letterbox.frame(pixels), *pixels.shape[:2])
+        if encoded.graph is not self._photo:
+            raise InputError("the photo was encoded by another segmenter; encode it with this one")
+        results = self._restore(self._logits(encoded, texts), encoded, texts)
+        return results[0] if isinstance(phrases, str) else results
+
+    @overload
+    def stream(self, photos: Iterable[object], phrases: str) -> Iterator[Segmentation]: ...  # type: ignore[overload-overlap]
+    @overload
+    def stream(
+        self, photos: Iterable[object], phrases: Sequence[str]
+    ) -> Iterator[list[Segmentation]]: ...
+    def stream(
+        self, photos: Iterable[object], phrases: str | Sequence[str]
+    ) -> Iterator[Segmentation] | Iterator[list[Segmentation]]:
+        """Segment photo after photo, such as a camera's frames, by the same phrases.
+
+        A photo is prepared, and one that is done brought back to its size, while another is
+        computed. Results come in the photos' order; few are read ahead, so that memory stays
+        bounded. When the caller stops asking, reading stops.
+
+        Args:
+            photos: as `predict` takes them; read in another thread.
+            phrases: one or several.
+
+        Yields:
+            What `predict` gives for each photo.
+
+        Raises:
+            InputError: at once, phrases that cannot be used; in its turn, a photo that cannot.
+            EngineError: the engine failed.
+        """
+        texts = _texts(phrases)
         single = isinstance(phrases, str)
-        sequence = isinstance(phrases, Iterable) and not isinstance(phrases, (str, bytes))
-        texts = [check_phrase(text) for text in (phrases if sequence else [phrases])]
-        pixels = as_photo(photo)
-        if not texts:
-            return []
-        features = self._graphs["photo"]({"image": self.letterbox.image(pixels)})
+
+        def prepare(photo: object) -> tuple[NDArray[np.uint8], int, int]:
+            pixels = as_photo(photo)
+            height, width = pixels.shape[:2]
+            return self.letterbox.frame(pixels), height, width
+
+        def compute(ready: tuple[NDArray[np.uint8], int, int]) -> tuple[EncodedPhoto, Logits]:
+            encoded = self._encode(*ready)
+            return encoded, self._logits(encoded, texts)
+
+        def finish(raw: tuple[EncodedPhoto, Logits]) -> Any:
+            results = self._restore(raw[1], raw[0], texts)
+            return results[0] if single else results
+
+        return overlap(photos, prepare, compute, finish)
+
+    def _logits(self, encoded: EncodedPhoto, texts: Sequence[str]) -> Logits:
+        """(N, h, w) float32 logits of N phrases, a few phrases in one run."""
+        found = [np.zeros((0, 0, 0), np.float32)] if not texts else []
+        for first in range(0, len(texts), MAX_PHRASES):
+            said = self.phrases(texts[first : first + MAX_PHRASES])
+            results = self._pair({**encoded.features, **said})
+            found.append(np.asarray(self._pair.fetch(results["logits"])[:, 0], np.float32))
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    def _restore(
+        self, logits: Logits, encoded: EncodedPhoto, texts: Sequence[str]
+    ) -> list[Segmentation]:
+        """Logits to results at the photo's own size."""
         results = []
-        for text in texts:
-            tokens = self.tokenizer.encode(text, self.word_len)[None]
-            pair = self._graphs["pair"](features | self._graphs["phrase"]({"tokens": tokens}))
-            logits = np.asarray(pair["logits"][0, 0], np.float32)
-            if not np.isfinite(logits).all():
+        for text, one in zip(texts, logits, strict=True):
+            if not np.isfinite(one).all():
                 raise EngineError(
                     f"{self.info.engine} gave results that are no numbers for {text!r}; "
                     f"the weights of {self.info.model} ({self.info.precision}) are damaged"
                 )
-            probability = self.letterbox.restore(logits, *pixels.shape[:2])
+            probability = self.letterbox.restore(one, encoded.height, encoded.width)
             results.append(Segmentation(text, probability, self.threshold))
-        return results[0] if single else results
+        return results
+
+
+def _texts(phrases: object) -> list[str]:
+    """The phrases of a call, one or several."""
+    if isinstance(phrases, Iterable) and not isinstance(phrases, (str, bytes)):
+        return [check_phrase(text) for text in phrases]
+    return [check_phrase(phrases)]
 
 
 def check_phrase(phrase: object) -> str:

@@ -23,25 +23,54 @@ from cris_edge.bundle import Bundle, GraphSpec, write_specification, write_zip
 from cris_edge.errors import CrisEdgeError
 from export.errors import ExportError
 from export.graphs import Source, split
-from export.onnx import export_onnx
+from export.onnx import OPSET, export_onnx
 from export.openvino import export_openvino
+from export.tensorrt import VERSIONS, export_jetson, prove
 from export.verify import MAX_LOGITS, MIN_MASKS, PHRASES, Agreement, find_photos, table, verify
 from export.weights import check_finite, count_batch_norms, fold_batch_norms, round_to_half
 from training import checkpoint
 from training.checkpoint import Checkpoint
 from training.model import CRIS
-from training.predictor import THRESHOLD
+from training.model.config import THRESHOLD
 
 PHOTOS = Path("samples/photos")
 TOKENIZER = "tokenizer.json"
 UNRECORDED = "not recorded in the checkpoint"
-Export = Callable[[Source, Path, str], None]
-TARGETS: dict[str, tuple[str, Export]] = {
-    "onnx": (".onnx", export_onnx),
-    "openvino": (".xml", export_openvino),
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Where a bundle is to run."""
+
+    suffix: str
+    """Of the graphs' main files."""
+    export: Callable[[Source, Path, str], None]
+    """Writes one graph in a precision."""
+    precisions: tuple[str, ...] = ("float32", "float16")
+    """The first is the default."""
+    prove: Callable[[Bundle, Sequence[Path], Callable[[str], None]], None] | None = None
+    """Looks for what the comparison with torch does not find."""
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What else the description says of the target."""
+
+
+TARGETS = {
+    "onnx": Target(".onnx", export_onnx, facts={"opset": OPSET}),
+    "openvino": Target(".xml", export_openvino),
+    "jetson": Target(
+        ".onnx",
+        export_jetson,
+        precisions=("fp16", "float32"),
+        prove=prove,
+        facts={"opset": OPSET, "tensorrt": VERSIONS},
+    ),
 }
-"""Suffix of the graphs' main files, and what writes one."""
-PRECISIONS = ("float32", "float16")
+PRECISIONS = ("float32", "float16", "fp16")
+PREPARED = {
+    "float32": "weights stay in float32",
+    "float16": "weights rounded to float16; they are computed with in float32",
+    "fp16": "weights rounded to float16; computed in float16, norms and softmax in float32",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +81,8 @@ class Job:
     out: Path
     """The bundle's folder."""
     target: str = "onnx"
-    precision: str = "float32"
+    precision: str | None = None
+    """None: the target's default."""
     photos: tuple[Path, ...] = (PHOTOS,)
     """Photos or folders of them to compare on."""
     licence: str | None = None
@@ -78,25 +108,39 @@ def build(job: Job, say: Callable[[str], None] = print) -> list[Agreement]:
         InputError: a photo cannot be read.
     """
     out = job.out.resolve()
+    job = _with_precision(job)
     _check_place(out, job.zip)
     photos = find_photos(job.photos)
     kept = checkpoint.load(job.checkpoint)
     check_finite(kept.model)
     _check_vocabulary(kept)
-    stored = _prepare(kept.model, job.precision, say)
+    stored = _prepare(kept.model, str(job.precision), say)
     # In the same file system as the bundle's place, so that a rename puts it there whole.
     anchor = next(parent for parent in out.parents if parent.is_dir())
     with tempfile.TemporaryDirectory(dir=anchor, prefix=f".{out.name}.") as workspace:
         folder = Path(workspace) / out.name
         folder.mkdir()
         bundle = _write(folder, job, kept, stored, say)
+        if (further := TARGETS[job.target].prove) is not None:
+            further(bundle, photos, say)
         agreements = verify(bundle, kept.model, stored, kept.tokenizer, photos)
-        say(f"agreement with torch (at most {MAX_LOGITS} and at least {MIN_MASKS:.1%}):")
+        bounds = _bounds(bundle.precision)
+        say(f"agreement with torch (bounds: {', '.join(f'{k} {v}' for k, v in bounds.items())}):")
         say(table(agreements))
-        verified = {"verification": _verification(agreements, len(photos))}
+        verified = {"verification": _verification(agreements, len(photos), bounds)}
         bundle = write_specification(folder, dict(bundle.about) | verified)
         _put_in_place(bundle, out, job.zip, Path(workspace), say)
     return agreements
+
+
+def _with_precision(job: Job) -> Job:
+    """The job with the target's default where no precision is asked for."""
+    known = TARGETS[job.target].precisions
+    if job.precision is not None and job.precision not in known:
+        raise ExportError(
+            f"the target {job.target} has the precisions {', '.join(known)}, not {job.precision}"
+        )
+    return dataclasses.replace(job, precision=job.precision or known[0])
 
 
 def _check_place(out: Path, zipped: bool) -> None:
@@ -126,21 +170,18 @@ def _prepare(model: CRIS, precision: str, say: Callable[[str], None]) -> CRIS:
     folded = fold_batch_norms(model)
     before, after = count_batch_norms(model), count_batch_norms(folded)
     say(f"{model.config.name}: {before - after} of {before} batch norms folded")
-    if precision == "float32":
-        return folded
-    say("weights rounded to float16; they are computed with in float32")
-    return round_to_half(folded)
+    say(PREPARED[precision])
+    return folded if precision == "float32" else round_to_half(folded)
 
 
 def _write(
     folder: Path, job: Job, kept: Checkpoint, stored: CRIS, say: Callable[[str], None]
 ) -> Bundle:
     """Fill a folder with graphs, tokenizer and description."""
-    suffix, export = TARGETS[job.target]
-    specs = {}
+    target, specs = TARGETS[job.target], {}
     for name, source in split(stored).items():
-        specs[name] = source.spec(name + suffix)
-        export(source, folder / specs[name].file, job.precision)
+        specs[name] = source.spec(name + target.suffix)
+        target.export(source, folder / specs[name].file, str(job.precision))
         size = sum(path.stat().st_size for path in folder.glob(f"{name}.*"))
         say(f"  {specs[name].file:14}{size / 1e6:8.2f} MB")
     (folder / TOKENIZER).write_text(kept.tokenizer.to_json(), encoding="utf-8")
@@ -168,6 +209,7 @@ def _description(job: Job, kept: Checkpoint, specs: Mapping[str, GraphSpec]) -> 
             "interpolation": "cubic",
             "align_corners": True,
         },
+        "target": {"name": job.target, **TARGETS[job.target].facts},
         "precision": job.precision,
         "graphs": {name: dataclasses.asdict(spec) for name, spec in specs.items()},
         "licence": job.licence or notes.get("licence", "Apache-2.0"),
@@ -198,11 +240,18 @@ def _versions(target: str, notes: Mapping[str, str]) -> dict[str, str]:
     return versions | ({"trained_with_torch": notes["torch"]} if "torch" in notes else {})
 
 
-def _verification(agreements: Sequence[Agreement], photos: int) -> dict[str, Any]:
+def _bounds(precision: str) -> dict[str, float]:
+    """What is asked of an agreement; in half precision masks alone count."""
+    return {"masks": MIN_MASKS} | ({} if precision == "fp16" else {"logits": MAX_LOGITS})
+
+
+def _verification(
+    agreements: Sequence[Agreement], photos: int, bounds: Mapping[str, float]
+) -> dict[str, Any]:
     return {
         "photos": photos,
         "phrases": list(PHRASES),
-        "bounds": {"logits": MAX_LOGITS, "masks": MIN_MASKS},
+        "bounds": dict(bounds),
         "engines": [dataclasses.asdict(agreement) for agreement in agreements],
     }
 
@@ -240,6 +289,10 @@ examples:
   python -m export.build --checkpoint runs/s/best.safetensors --target openvino \\
       --out bundles/s_ov --zip
 
+  # strongly typed ONNX for TensorRT, computed in float16; a Jetson builds its engines from it
+  python -m export.build --checkpoint runs/s/best.safetensors --target jetson \\
+      --precision fp16 --out bundles/s_jetson
+
   # compared on photos of your own instead of the samples
   python -m export.build --checkpoint runs/s/best.safetensors --out bundles/s \\
       --photos photos/ desk.jpg
@@ -267,8 +320,8 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--precision",
         choices=PRECISIONS,
-        default="float32",
-        help="float16 stores the weights in half the space and still computes in float32",
+        help="float16 stores the weights in half the space and still computes in float32; fp16, "
+        "for jetson and its default, computes in float16 (default elsewhere: float32)",
     )
     add("--out", type=Path, required=True, help="the bundle's folder; an older bundle is replaced")
     add("--zip", action="store_true", help="also write the bundle as one file, OUT.zip")

@@ -7,47 +7,44 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cris_edge.bundle import GraphSpec, TensorSpec
-from training.model import CRIS
+from cris_edge.bundle import PHRASES, GraphSpec, TensorSpec
+from training.model import CRIS, PHRASE
 
 
 class Photo(nn.Module):
-    """Once a photo: the image encoder."""
+    """Once a photo: normalisation, the image encoder, and what neck and projector take of it."""
 
     def __init__(self, model: CRIS):
         super().__init__()
-        self.image_encoder = model.image_encoder
+        self.model = model
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(1, 3, S, S) normalised RGB to features at strides 8, 16 and 32."""
-        return self.image_encoder(image)
+    def forward(self, frame: Tensor) -> tuple[Tensor, ...]:
+        """(1, S, S, 3) uint8 RGB to what is kept of a photo."""
+        return self.model.photo(frame)
 
 
 class Phrase(nn.Module):
-    """Once a phrase: the text encoder."""
+    """Once a phrase: the text encoder, and what decoder, neck and projector take of it."""
 
     def __init__(self, model: CRIS):
         super().__init__()
-        self.text_encoder = model.text_encoder
+        self.model = model
 
-    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(1, L) int64 to words (1, L, D), sentence (1, E), padding (1, L) bool."""
-        return self.text_encoder(tokens)
+    def forward(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """(N, L) int64 to what is kept of N phrases."""
+        return self.model.phrase(tokens)
 
 
 class Pair(nn.Module):
-    """Once a pair of photo and phrase: neck, decoder, projector."""
+    """Once a pair of photo and phrase: what is left of neck, decoder and projector."""
 
     def __init__(self, model: CRIS):
         super().__init__()
-        self.neck, self.decoder, self.projector = model.neck, model.decoder, model.projector
+        self.model, self.photo = model, len(model.photo_names)
 
-    def forward(
-        self, c3: Tensor, c4: Tensor, c5: Tensor, words: Tensor, sentence: Tensor, padding: Tensor
-    ) -> Tensor:
-        """What the other two graphs give, to logits (1, 1, S/4, S/4)."""
-        fused = self.decoder(self.neck(c3, c4, c5, sentence), words, padding)
-        return self.projector(fused, sentence, c3)
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """One photo's tensors and N phrases' to logits (N, 1, S/4, S/4)."""
+        return self.model.pair(inputs[: self.photo], inputs[self.photo :])
 
 
 @dataclass(frozen=True)
@@ -56,38 +53,48 @@ class Source:
 
     module: nn.Module
     inputs: dict[str, Tensor]
+    """Those of phrases hold `EXAMPLES` phrases."""
     outputs: tuple[str, ...]
+    batched: tuple[str, ...] = ()
+    """Inputs and outputs whose first axis is one a phrase."""
 
     def spec(self, file: str) -> GraphSpec:
-        """Names, types and static shapes, as the bundle describes them."""
+        """Names, types and shapes, as the bundle describes them."""
         with torch.no_grad():
             results = self.module(*self.inputs.values())
         results = results if isinstance(results, tuple) else (results,)
         named = zip(self.outputs, results, strict=True)
         return GraphSpec(
             file,
-            tuple(_tensor(name, value) for name, value in self.inputs.items()),
-            tuple(_tensor(name, value) for name, value in named),
+            tuple(self._tensor(name, value) for name, value in self.inputs.items()),
+            tuple(self._tensor(name, value) for name, value in named),
         )
 
+    def _tensor(self, name: str, value: Tensor) -> TensorSpec:
+        shape: tuple[int | str, ...] = tuple(value.shape)
+        if name in self.batched:
+            shape = (PHRASES, *shape[1:])
+        return TensorSpec(name, str(value.dtype).removeprefix("torch."), shape)
 
-def _tensor(name: str, value: Tensor) -> TensorSpec:
-    return TensorSpec(name, str(value.dtype).removeprefix("torch."), tuple(value.shape))
+
+EXAMPLES = 2
+"""Phrases in an example: with one alone, an exporter takes the axis for a constant."""
 
 
 def split(model: CRIS) -> dict[str, Source]:
-    """Cut a model in evaluation mode into a bundle's graphs `photo`, `phrase`, `pair`, batch 1."""
+    """Cut a model in evaluation mode into a bundle's graphs `photo`, `phrase`, `pair`."""
     config = model.config
-    image = torch.zeros(1, 3, config.input_size, config.input_size)
+    frame = torch.zeros(1, config.input_size, config.input_size, 3, dtype=torch.uint8)
     # A start and an end token: a phrase of padding alone would attend to nothing.
-    tokens = torch.zeros(1, config.word_len, dtype=torch.int64)
-    tokens[0, :2] = torch.tensor([config.vocab_size - 2, config.vocab_size - 1])
+    tokens = torch.zeros(EXAMPLES, config.word_len, dtype=torch.int64)
+    tokens[:, :2] = torch.tensor([config.vocab_size - 2, config.vocab_size - 1])
     photo, phrase = Photo(model), Phrase(model)
     with torch.no_grad():
-        features = dict(zip(("c3", "c4", "c5"), photo(image), strict=True))
-        texts = dict(zip(("words", "sentence", "padding"), phrase(tokens), strict=True))
+        features, texts = photo(frame), phrase(tokens)
+    kept = dict(zip(model.photo_names, features, strict=True))
+    said = dict(zip(PHRASE, texts, strict=True))
     return {
-        "photo": Source(photo, {"image": image}, tuple(features)),
-        "phrase": Source(phrase, {"tokens": tokens}, tuple(texts)),
-        "pair": Source(Pair(model), features | texts, ("logits",)),
+        "photo": Source(photo, {"frame": frame}, tuple(kept)),
+        "phrase": Source(phrase, {"tokens": tokens}, tuple(said), ("tokens", *said)),
+        "pair": Source(Pair(model), kept | said, ("logits",), (*said, "logits")),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import warnings
@@ -14,7 +15,10 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from onnxscript import optimizer
 
+from cris_edge.bundle import PHRASES
+from cris_edge.segmenter import MAX_PHRASES
 from export.errors import ExportError
 from export.graphs import Source
 from export.weights import MIN_HALF
@@ -61,13 +65,31 @@ def _trace(source: Source) -> onnx.ModelProto:
                 output_names=list(source.outputs),
                 opset_version=OPSET,
                 dynamo=True,
+                dynamic_shapes=_dynamic(source),
                 external_data=False,
                 verbose=False,
             )
     except Exception as error:  # its exceptions have no common base
         raise ExportError(f"torch cannot export the graph: {error}\n{output.getvalue()}") from error
     assert program is not None
+    # Parts of weights become constants of their own: else a weight that two graphs share lies whole
+    # in both.
+    optimizer.fold_constants(program.model, input_size_limit=2**40, output_size_limit=2**40)
+    optimizer.remove_unused_nodes(program.model)
     return program.model_proto
+
+
+def _dynamic(source: Source) -> tuple[Any, ...] | None:
+    """The axes that are as long as there are phrases, in torch's form."""
+    if not source.batched:
+        return None
+    phrases = torch.export.Dim(PHRASES, min=1, max=MAX_PHRASES)
+    shapes = tuple({0: phrases} if name in source.batched else {} for name in source.inputs)
+    variadic = any(
+        p.kind is p.VAR_POSITIONAL
+        for p in inspect.signature(source.module.forward).parameters.values()
+    )
+    return (shapes,) if variadic else shapes
 
 
 @contextlib.contextmanager
@@ -99,7 +121,9 @@ def check_nodes(model: onnx.ModelProto, name: str) -> None:
             f"{', '.join(bad)}: make them buffers of the module"
         )
     for value in (*graph.input, *graph.output):
-        if not all(axis.dim_value > 0 for axis in value.type.tensor_type.shape.dim):
+        axes = value.type.tensor_type.shape.dim
+        rest = axes[1:] if axes and axes[0].dim_param == PHRASES else axes
+        if not all(axis.dim_value > 0 for axis in rest):
             raise ExportError(f"{name}: the shape of {value.name} must be static: {value.type}")
 
 

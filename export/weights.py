@@ -13,6 +13,7 @@ from torch.nn.utils import fusion
 
 from export.errors import ExportError
 from training.model import CRIS
+from training.model.neck import Neck
 
 MIN_HALF = 1024
 """Values of a tensor from which on storing it in half precision is worth it."""
@@ -44,7 +45,44 @@ def fold_batch_norms(model: CRIS) -> CRIS:
     folded = copy.deepcopy(model).eval()
     for module in list(folded.modules()):
         _fold_children(module)
+    _fold_gate(folded.neck)
     return folded
+
+
+def _fold_gate(neck: Neck) -> None:
+    """Fold the batch norm behind the gated C5: its scale goes into the gates, once a phrase."""
+    norm = neck.gated[0]
+    if not isinstance(norm, nn.BatchNorm2d):
+        return
+    running_mean, running_var = norm.running_mean, norm.running_var
+    assert running_mean is not None
+    assert running_var is not None
+    scale = norm.weight / torch.sqrt(running_var + norm.eps)
+    shift = norm.bias - running_mean * scale
+    neck.sentence.append(_Scale(scale))
+    neck.gated[0] = _Shift(shift[:, None, None])
+
+
+class _Constant(nn.Module):
+    values: Tensor
+
+    def __init__(self, values: Tensor):
+        super().__init__()
+        self.register_buffer("values", values.detach())
+
+
+class _Scale(_Constant):
+    """Times a constant."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs * self.values
+
+
+class _Shift(_Constant):
+    """Plus a constant."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs + self.values
 
 
 def count_batch_norms(model: nn.Module) -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cris_edge import Segmenter
-from cris_edge.engines.base import Arrays
 from cris_edge.letterbox import Letterbox
 from cris_edge.segmenter import Info
 from tests.scenes import small_tokenizer, write_folder
@@ -59,26 +59,37 @@ def write_set(root: Path, told: list[Told], name: str = "made") -> Path:
     return root / "prepared"
 
 
+class Plain:
+    """A graph of numpy."""
+
+    def __init__(self, compute: Callable[[Mapping[str, Any]], dict[str, Any]]):
+        self._compute = compute
+
+    def __call__(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        return self._compute(inputs)
+
+    def fetch(self, value: Any) -> Any:
+        return value
+
+
 def obedient_segmenter() -> Segmenter:
     """Takes the whole photo for what is meant; and nothing where the phrase starts with "no"."""
     tokenizer = small_tokenizer()
     (_, no, *_) = tokenizer.encode("no", 8).tolist()
 
-    def photo(inputs: Arrays) -> dict[str, NDArray[np.generic]]:
-        return {"c3": inputs["image"]}
-
-    def phrase(inputs: Arrays) -> dict[str, NDArray[np.generic]]:
-        return {"words": inputs["tokens"]}
-
-    def pair(inputs: Arrays) -> dict[str, NDArray[np.generic]]:
-        refused = inputs["words"][0, 1] == no
-        return {"logits": np.full((1, 1, 16, 16), -9 if refused else 9, np.float32)}
+    def answer(inputs: Mapping[str, Any]) -> dict[str, Any]:
+        logits = np.where(inputs["refused"], -9, 9).astype(np.float32)
+        return {"logits": np.broadcast_to(logits[:, None, None, None], (len(logits), 1, 16, 16))}
 
     return Segmenter.from_graphs(
-        letterbox=Letterbox(size=64, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        letterbox=Letterbox(size=64, mean=(0.5, 0.5, 0.5)),
         tokenizer=tokenizer,
         word_len=8,
         threshold=0.35,
-        graphs={"photo": photo, "phrase": phrase, "pair": pair},
+        graphs={
+            "photo": Plain(lambda inputs: {"frame": inputs["frame"]}),
+            "phrase": Plain(lambda inputs: {"refused": inputs["tokens"][:, 1] == no}),
+            "pair": Plain(answer),
+        },
         info=Info("obedient", "float32", 64, "none", "0", None),
     )

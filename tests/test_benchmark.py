@@ -71,10 +71,10 @@ def test_work_of_a_step_is_counted_from_the_model() -> None:
     one = Recipe(model="cris_r50", photos=1, phrases=1)
     costs = multiply_adds(CRIS(one.config()))
     assert flops_of_step(one) == 6 * sum(costs.values())
-    # The image encoder runs once for all phrases of a photo.
+    # What needs no phrase is computed once for all phrases of a photo.
     many = Recipe(model="cris_r50", photos=10, phrases=3)
-    pair = sum(costs.values()) - costs["image_encoder"]
-    assert flops_of_step(many) == 60 * (costs["image_encoder"] + 3 * pair)
+    each = costs["phrase"] + costs["pair"]
+    assert flops_of_step(many) == 60 * (costs["photo"] + 3 * each)
 
 
 def test_a_recipe_that_cannot_be_is_refused(

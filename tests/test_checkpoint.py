@@ -70,9 +70,10 @@ def test_everything_comes_back_exactly(saved: Path, model: CRIS, tokenizer: Toke
 
 
 def test_the_model_that_comes_back_gives_the_same_logits(saved: Path, model: CRIS) -> None:
-    image, tokens = torch.randn(1, 3, 64, 64), torch.tensor([[1510, 5, 300, 1511, 0, 0, 0, 0]])
+    frame = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)
+    tokens = torch.tensor([[1510, 5, 300, 1511, 0, 0, 0, 0]])
     with torch.no_grad():
-        assert torch.equal(checkpoint.load(saved).model(image, tokens), model(image, tokens))
+        assert torch.equal(checkpoint.load(saved).model(frame, tokens), model(frame, tokens))
 
 
 def test_tensors_that_share_memory_or_lie_otherwise_in_it_are_kept(

@@ -21,7 +21,8 @@ from training.evaluation import Evaluation, evaluate_pairs
 from training.groups import group_names
 from training.metrics import iou
 from training.model import CRIS
-from training.predictor import THRESHOLD, letterbox_of, open_segmenter, torch_segmenter
+from training.model.config import THRESHOLD
+from training.predictor import letterbox_of, open_segmenter, torch_segmenter
 from training.selection import open_data
 
 
@@ -79,7 +80,7 @@ def test_a_model_in_torch_gives_through_the_runtime_what_it_gives_by_itself(
     letterbox = letterbox_of(model.config)
     tokens = [tokenizer.encode(phrase, model.config.word_len) for phrase in phrases]
     with torch.no_grad():
-        logits = model(torch.tensor(letterbox.image(photo)), torch.tensor(np.stack(tokens)))
+        logits = model(torch.tensor(letterbox.frame(photo)[None]), torch.tensor(np.stack(tokens)))
     for result, own in zip(segmenter.predict(photo, phrases), logits.numpy(), strict=True):
         expected = letterbox.restore(own[0], *photo.shape[:2])
         np.testing.assert_allclose(result.probability, expected, atol=1e-5)

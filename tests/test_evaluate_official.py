@@ -78,12 +78,13 @@ def test_it_scores_what_it_scores_once_converted(theirs: Path, data: Path, tmp_p
 
 def test_it_opens_with_the_logits_of_the_authors_code(theirs: Path) -> None:
     segmenter = open_official(theirs, word_len=17, decoder_heads=4)
-    assert segmenter.word_len == 17
+    assert segmenter.phrases.word_len == 17
     assert segmenter.threshold == 0.35
-    assert segmenter.tokenizer.vocab_size == CLIP_IDS
+    assert segmenter.phrases.tokenizer.vocab_size == CLIP_IDS
     model, _ = convert.load_official(theirs, word_len=17, decoder_heads=4)
     with torch.no_grad():
-        logits = model(torch.tensor(KEPT["image"]), torch.tensor(KEPT["tokens"]))
+        image, tokens = torch.tensor(KEPT["image"]), torch.tensor(KEPT["tokens"])
+        logits = model.stages(image, tokens)["logits"]
     np.testing.assert_allclose(logits.numpy(), KEPT["logits"], atol=1e-4, rtol=0)
 
 

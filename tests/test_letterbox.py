@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cris_edge import InputError, Segmentation, draw
-from cris_edge.letterbox import Float, Letterbox, cubic_weights
+from cris_edge.letterbox import Float, Letterbox, cubic_resize, cubic_warp
 from cris_edge.segmentation import COLOURS
-from training.model.config import CLIP_MEAN, CLIP_STD
+from tests.scenes import small_model, small_tokenizer
+from training.model import CRIS
+from training.model.config import CLIP_MEAN
 
 AUTHORS = Path(__file__).parent / "data" / "prepost.npz"
 CASES = range(5)
@@ -42,7 +44,12 @@ def case(number: int) -> tuple[Letterbox, dict[str, NDArray[np.generic]]]:
 
 
 def letterbox(size: int) -> Letterbox:
-    return Letterbox(size, CLIP_MEAN, CLIP_STD)
+    return Letterbox(size, CLIP_MEAN)
+
+
+@cache
+def model() -> CRIS:
+    return small_model(small_tokenizer())
 
 
 def square_matrix(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -66,10 +73,12 @@ def test_all_cases_of_the_authors_are_covered() -> None:
 @pytest.mark.parametrize("number", CASES)
 def test_a_photo_becomes_the_authors_input(number: int) -> None:
     box, fields = case(number)
-    image = box.image(fields["image_bgr"])
-    assert image.shape == (1, 3, box.size, box.size)
-    assert image.dtype == np.float32
-    np.testing.assert_allclose(image[0], fields["input_chw"], atol=1e-3)
+    frame = box.frame(fields["image_bgr"])
+    assert frame.shape == (box.size, box.size, 3)
+    assert frame.dtype == np.uint8
+    # Normalised by the model, which has the mean and the deviation of CLIP's.
+    image = model().normalise(torch.from_numpy(frame[None]))
+    np.testing.assert_array_equal(image[0].numpy(), fields["input_chw"])
 
 
 @pytest.mark.parametrize("number", CASES)
@@ -128,8 +137,7 @@ def test_a_photo_keeps_its_aspect_and_is_not_turned(size: int, height: int, widt
 def test_a_patch_lands_where_the_matrix_says_and_red_comes_first() -> None:
     photo, box = np.zeros((90, 120, 3), np.uint8), letterbox(64)
     photo[30:60, 60:90] = (0, 0, 255)
-    image = box.image(photo)[0] * np.array(CLIP_STD)[:, None, None]
-    colour = image + np.array(CLIP_MEAN)[:, None, None]
+    colour = box.frame(photo).transpose(2, 0, 1) / 255
     (left, top), (right, bottom) = np.array([[60, 30, 1], [90, 60, 1]]) @ box.matrix(90, 120).T
     y, x = slice(round(top) + 1, round(bottom) - 1), slice(round(left) + 1, round(right) - 1)
     np.testing.assert_allclose(colour[0, y, x], 1, atol=0.05)
@@ -142,7 +150,7 @@ def test_a_patch_lands_where_the_matrix_says_and_red_comes_first() -> None:
 def test_the_photo_is_left_as_it_is() -> None:
     photo = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
     before = photo.copy()
-    letterbox(64).image(photo)
+    letterbox(64).frame(photo)
     np.testing.assert_array_equal(photo, before)
 
 
@@ -151,21 +159,22 @@ def test_the_photo_is_left_as_it_is() -> None:
 
 @fixed
 @given(squares, sides, sides, st.tuples(*[st.integers(0, 255)] * 3))
-def test_a_photo_all_of_the_mean_colour_becomes_zeros(
+def test_a_photo_all_of_the_mean_colour_fills_the_square_with_it(
     size: int, height: int, width: int, rgb: tuple[int, int, int]
 ) -> None:
     red, green, blue = (value / 255 for value in rgb)
     photo = np.full((height, width, 3), rgb[::-1], np.uint8)
-    image = Letterbox(size, (red, green, blue), CLIP_STD).image(photo)
-    np.testing.assert_allclose(image, 0, atol=1e-6)
+    frame = Letterbox(size, (red, green, blue)).frame(photo)
+    assert (frame == rgb).all()
 
 
 def test_the_border_is_of_clips_mean_colour() -> None:
     photo = np.full((20, 80, 3), 255, np.uint8)
-    image, half_a_level = letterbox(64).image(photo)[0], 0.5 / 255 / min(CLIP_STD)
-    np.testing.assert_allclose(image[:, :20], 0, atol=half_a_level)
-    np.testing.assert_allclose(image[:, -20:], 0, atol=half_a_level)
-    assert image[:, 28:36].min() > 1
+    frame = letterbox(64).frame(photo)
+    mean = np.array(CLIP_MEAN) * 255
+    np.testing.assert_allclose(frame[:20], np.broadcast_to(mean, (20, 64, 3)), atol=0.5)
+    np.testing.assert_allclose(frame[-20:], np.broadcast_to(mean, (20, 64, 3)), atol=0.5)
+    assert frame[28:36].min() > 240
 
 
 # --- from logits to probabilities ---
@@ -208,7 +217,7 @@ def test_huge_logits_are_certain_and_warn_nobody(logit: float, wanted: float) ->
 @given(st.integers(1, 40), st.integers(1, 120))
 @fixed
 def test_cubic_weights_sum_to_1(inputs: int, outputs: int) -> None:
-    weights = cubic_weights(inputs, outputs)
+    weights = cubic_resize(inputs, outputs)
     assert weights.shape == (outputs, inputs)
     np.testing.assert_allclose(weights.sum(1), 1, atol=1e-6)
 
@@ -219,16 +228,25 @@ def test_cubic_weights_resize_as_torch_does(
     inputs: tuple[int, int], outputs: tuple[int, int], seed: int
 ) -> None:
     values = np.random.default_rng(seed).random(inputs, np.float32)
-    rows, columns = (cubic_weights(*pair) for pair in zip(inputs, outputs, strict=True))
+    rows, columns = (cubic_resize(*pair) for pair in zip(inputs, outputs, strict=True))
     wanted = torch.nn.functional.interpolate(
         torch.from_numpy(values)[None, None], outputs, mode="bicubic", align_corners=True
     )
     np.testing.assert_allclose(rows @ values @ columns.T, wanted[0, 0].numpy(), atol=1e-4)
 
 
-def test_weights_that_are_kept_for_others_cannot_be_changed() -> None:
-    with pytest.raises(ValueError, match="read-only"):
-        cubic_weights(16, 64)[0, 0] = 5
+@given(sides, sides, st.floats(0.05, 20), st.floats(-300, 300), seeds)
+@fixed
+def test_cubic_weights_warp_as_opencv_does(
+    inputs: int, outputs: int, scale: float, offset: float, seed: int
+) -> None:
+    values = np.random.default_rng(seed).random((5, inputs), np.float32)
+    matrix = np.array([[scale, 0, offset], [0, 1, 0]])
+    wanted = cv2.warpAffine(values, matrix, (outputs, 5), flags=cv2.INTER_CUBIC, borderValue=0)
+    weights = cubic_warp(inputs, outputs, scale, offset)
+    # OpenCV 4 works to 1/32 of a pixel.
+    exact = int(cv2.__version__.split(".")[0]) >= 5
+    np.testing.assert_allclose(values @ weights.T, wanted, atol=1e-4 if exact else 0.05)
 
 
 # --- masks ---

@@ -17,10 +17,10 @@ from tests.scenes import write_folder
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # A scene or two and one short epoch, so that the whole way takes seconds.
-SHORT = ["epochs=1", "photos=2", "workers=0", "warmup_steps=1"]
+SHORT = ["precision=float32", "epochs=1", "photos=2", "workers=0", "warmup_steps=1"]
 # Full CRIS with parts of the least sizes; without CLIP's weights, which are fetched.
 SMALL = [
-    "pretrained=null", "precision=float32",
+    "pretrained=null",
     "sizes={input_size: 64, vision_layers: [1, 1, 1, 1], vision_width: 8, vision_grid: 2, "
     "embed_dim: 32, text_width: 64, text_layers: 1, neck_channels: [16, 32, 32], "
     "decoder_layers: 1, decoder_heads: 2, decoder_ffn: 32, projector_channels: [16, 16]}",
@@ -56,8 +56,9 @@ def run(command: list[str], folder: Path) -> str:
 
 
 def test_python_runs(checkout: Path) -> None:
-    (block,) = blocks("python")
-    assert "(336, 512)" in run([sys.executable, "-c", block], checkout)
+    said = run([sys.executable, "-c", "\n".join(blocks("python"))], checkout).splitlines()
+    assert "(336, 512)" in said[0]
+    assert len(said) == 3
 
 
 def test_shell_commands_run(checkout: Path) -> None:
@@ -73,9 +74,9 @@ def test_training_evaluation_and_export_run_in_turn(checkout: Path) -> None:
     found = commands("python -m ")
     assert [command[2] for command in found] == [
         "training.train", "training.evaluate", "export.build", "training.evaluate",
-        "training.model.cost", "training.prepare", "training.evaluate",
+        "training.model.cost", "samples.benchmark", "training.prepare", "training.evaluate",
     ]  # fmt: skip
-    for command in found[:5]:
+    for command in found[:6]:
         short = SHORT if command[2] == "training.train" else []
         run([sys.executable, *command[1:], *short], checkout)
     for path in ("runs/s/best.safetensors", "sheet-written.png", "bundles/s/bundle.json"):

@@ -137,7 +137,7 @@ def test_several_sentences_differ_where_there_are_as_many(
         assert item["masks"].shape == (2, 16, 16)
         assert torch.equal(item["masks"][0], item["masks"][1])
     batch = next(iter(data.batches(read, 0)))
-    assert batch["image"].shape == (4, 3, 64, 64)
+    assert batch["image"].shape == (4, 64, 64, 3)
     assert batch["tokens"].shape == (8, 17)
 
 
@@ -156,7 +156,7 @@ def test_full_models_keep_clips_vocabulary(recipe: Path) -> None:
 
 
 def test_masks_are_as_published(data: TrainingData, references: list[Reference]) -> None:
-    letterbox = Letterbox(64, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    letterbox = Letterbox(64, (0.5, 0.5, 0.5))
     between = 0
     for index, reference in enumerate(references):
         item = data.dataset[index, 0]
@@ -243,7 +243,7 @@ def mirroring(share: float) -> ReferenceDataset:
     target = dataclasses.replace(join([], 64, 64), id=3, objects=1, segmentation=encoded)
     photo = Square(1, Path("none"), 64, 64, False, ())
     said = [Reference(number, photo, target, (text,)) for number, text in enumerate(SENTENCES)]
-    letterbox = Letterbox(64, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    letterbox = Letterbox(64, (0.5, 0.5, 0.5))
     items = ItemMaker(small_tokenizer(), letterbox, 17, as_published=True)
     return ReferenceDataset(said, items, mirror_share=share)
 
@@ -256,7 +256,7 @@ def test_a_mirrored_photo_has_its_mask_and_its_words_mirrored() -> None:
         assert np.array_equal(plain["masks"][0], MASK[::4, ::4])
         if sentence in MIRRORED:
             assert turned["texts"] == [MIRRORED[sentence]]
-            assert torch.equal(turned["image"], plain["image"].flip(2))
+            assert torch.equal(turned["image"], plain["image"].flip(1))
             assert np.array_equal(turned["masks"][0], MASK[:, ::-1][::4, ::4])
         else:
             # The writing on a shirt would be mirrored too.

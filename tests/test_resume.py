@@ -33,7 +33,7 @@ from tests.training_run import (
     states,
     steps,
 )
-from training import checkpoint
+from training import checkpoint, train
 from training.data.items import ItemMaker
 from training.data.prepared import open_references
 from training.run_log import RunLog
@@ -167,7 +167,7 @@ def die_in_the_middle_of(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kept"), [("state-00000006.safetensors", (2, 4)), ("best.safetensors", (2,))]
+    ("name", "kept"), [("state-00000006.safetensors", (2, 4)), ("best.safetensors", (2, 4))]
 )
 def test_what_was_killed_while_it_wrote_has_lost_nothing_that_was_whole(
     name: str, kept: tuple[int, ...], recipe: Path, undisturbed: Path, tmp_path: Path
@@ -183,6 +183,32 @@ def test_what_was_killed_while_it_wrote_has_lost_nothing_that_was_whole(
         (out / other).write_bytes(b"half")
     assert run(recipe, out, "--resume") == 0
     same_run(out, undisturbed)
+
+
+def die_when_judged() -> None:
+    """Kill this process when it would validate."""
+
+    def killed(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    train.evaluate_samples = killed
+
+
+def test_an_epoch_is_not_lost_by_its_validation(
+    recipe: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    running = Started(recipe, out, before=die_when_judged)
+    assert running.wait() == -signal.SIGKILL, running.errors()
+    whole_states(out, 4)
+    assert not (out / "best.safetensors").exists()
+    with interrupted(4):
+        # Nothing is left of the first epoch but to judge it.
+        run(recipe, out, "--resume")
+    assert (out / "best.safetensors").exists()
+    assert run(recipe, out, "--resume") == 0
+    same_run(out, undisturbed)
+    same_curves(out)
 
 
 # --- what a machine does to a run ---
@@ -263,7 +289,7 @@ def test_a_photo_that_cannot_be_read_is_named(
     line = last_line(running.errors())
     assert line.startswith(f"error: {photo} should be a picture, but cannot be decoded")
     if split == "val":
-        assert f"The last whole state is {out}/state-00000002.safetensors: --resume" in line
+        assert f"The last whole state is {out}/state-00000003.safetensors: --resume" in line
 
 
 # --- other recipes ---

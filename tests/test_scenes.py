@@ -175,10 +175,10 @@ def test_items_differ_between_epochs_and_worlds_and_nothing_else(recipe: Path) -
     usual = items(0)
     assert len(usual) == 2
     for batch in usual:
-        assert batch["image"].shape == (4, 3, 64, 64)
+        assert batch["image"].shape == (4, 64, 64, 3)
         assert batch["tokens"].shape == (12, 17)
         assert batch["masks"].shape == (12, 16, 16)
-        assert set(batch["masks"].unique().tolist()) == {0.0, 1.0}
+        assert (batch["masks"].min(), batch["masks"].max()) == (0, 1)
         assert not batch["ignore"].any()
         assert batch["distinct"].any()
         assert batch["masks"].flatten(1).any(1).all()

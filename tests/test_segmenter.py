@@ -44,10 +44,10 @@ def sensitive_model(tokenizer: Tokenizer) -> CRIS:
             # The mean over all batches: what the layer sees, it then normalises.
             module.momentum = None
     box, length = letterbox_of(model.config), model.config.word_len
-    images = [box.image(photo(seed)) for seed in range(100, 108)]
+    frames = [box.frame(photo(seed)) for seed in range(100, 108)]
     tokens = [tokenizer.encode(text, length) for text in 2 * PHRASES]
     with torch.no_grad():
-        model.train()(torch.tensor(np.concatenate(images)), torch.tensor(np.stack(tokens)))
+        model.train()(torch.tensor(np.stack(frames)), torch.tensor(np.stack(tokens)))
     return model.eval()
 
 
@@ -290,7 +290,9 @@ def test_a_sequence_gives_one_result_a_phrase_in_its_order(segmenter: Segmenter)
     results = segmenter.predict(photo(6), phrases)
     assert [result.phrase for result in results] == phrases
     for phrase, result in zip(phrases, results, strict=True):
-        np.testing.assert_array_equal(result.probability, probability(segmenter, photo(6), phrase))
+        alone = probability(segmenter, photo(6), phrase)
+        # Matrix products of another batch round otherwise.
+        np.testing.assert_allclose(result.probability, alone, atol=1e-5)
     assert [result.phrase for result in segmenter.predict(photo(6), tuple(phrases))] == phrases
 
 
@@ -312,7 +314,8 @@ def test_results_own_their_memory(segmenter: Segmenter) -> None:
         np.testing.assert_array_equal(result.probability, kept)
     results[0].probability[:] = 0
     np.testing.assert_array_equal(results[1].probability, before[1])
-    np.testing.assert_array_equal(probability(segmenter, photo(1), PHRASES[0]), before[0])
+    again = segmenter.predict(photo(1), PHRASES)[0]
+    np.testing.assert_array_equal(again.probability, before[0])
 
 
 def test_many_threads_at_once_get_what_one_gets(segmenter: Segmenter) -> None:

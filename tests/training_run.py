@@ -56,6 +56,7 @@ RECIPE: dict[str, Any] = {
     "photos": 2,
     "phrases": 3,
     "mirror": 0.5,
+    "outlines": "covered",
     "absent": 0.5,
     "optimiser": "adamw",
     "learning_rate": 6e-4,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -50,7 +49,7 @@ def synchronise(module: nn.Module, device: torch.device) -> None:
 
     Names, parameters and statistics stay, so that checkpoints are the same with and without.
     """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if world()[1] == 1:
         return
     for name, child in module.named_children():
         if isinstance(child, _BatchNorm):

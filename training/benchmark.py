@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from cris_edge.errors import CrisEdgeError
 from training import distributed
+from training.arguments import at_least
 from training.data.batches import build_data
 from training.model import CRIS
 from training.model.cost import multiply_adds
@@ -64,8 +65,8 @@ def flops_of_step(recipe: Recipe) -> float:
     """Floating-point operations of a step: two a multiply-add, three passes (one on, two back)."""
     with torch.device("meta"):
         costs = multiply_adds(CRIS(recipe.config()))
-    photo = costs.pop("image_encoder")
-    return 2 * 3 * recipe.photos * (photo + recipe.phrases * sum(costs.values()))
+    each = costs["phrase"] + costs["pair"]
+    return 2 * 3 * recipe.photos * (costs["photo"] + recipe.phrases * each)
 
 
 def matrix_rate(device: torch.device, precision: str, seconds: float = 1.0) -> float:
@@ -156,8 +157,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="OVERRIDES",
         help=f'how to train, once or more often; default: "{PLAIN}", then "{FAST}"',
     )
-    add("--warm", type=int, default=10, help="steps before the clock starts; default: %(default)s")
-    add("--steps", type=int, default=30, help="steps on the clock; default: %(default)s")
+    add(
+        "--warm",
+        type=at_least(1),
+        default=10,
+        help="steps before the clock starts; default: %(default)s",
+    )
+    add("--steps", type=at_least(1), default=30, help="steps on the clock; default: %(default)s")
     add("--json", action="store_true", help="print JSON instead of a table")
     add("overrides", nargs="*", help="name=value, for every way")
     return arguments

@@ -18,6 +18,7 @@ from cris_edge.bundle import sha256
 from cris_edge.errors import CrisEdgeError
 from cris_edge.tokenizer import Tokenizer, build
 from training import checkpoint
+from training.arguments import at_least
 from training.data.vocabulary import clip_merges
 from training.errors import CheckpointError
 from training.model import CRIS
@@ -86,13 +87,6 @@ def _origin(source: Path) -> dict[str, str]:
     }
 
 
-def _at_least(least: int, text: str) -> int:
-    number = int(text)
-    if number < least:
-        raise argparse.ArgumentTypeError(f"expected a whole number from {least} up, got {number}")
-    return number
-
-
 EXAMPLE = """example:
   python -m training.convert best_model.pth --word-len 17 --out cris_r50.safetensors
   python -m training.evaluate cris_r50.safetensors --data data
@@ -115,13 +109,13 @@ def parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, help="the checkpoint to write, NAME.safetensors")
     add(
         "--word-len",
-        type=lambda text: _at_least(SHORTEST, text),
+        type=at_least(SHORTEST),
         required=True,
         help="ids of a phrase, start and end included",
     )
     add(
         "--decoder-heads",
-        type=lambda text: _at_least(1, text),
+        type=at_least(1),
         default=8,
         help="heads of the decoder's attentions, %(default)s as published",
     )

@@ -6,12 +6,16 @@ Without torchrun everything here works as one process does: rank 0 of 1.
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
+from cris_edge.errors import CrisEdgeError
 from training.errors import TrainingError
+
+_T = TypeVar("_T")
 
 
 def start() -> torch.device:
@@ -60,3 +64,20 @@ def gather_objects(value: Any) -> list[Any]:
     gathered: list[Any] = [None] * size
     dist.all_gather_object(gathered, value)
     return gathered
+
+
+def agree(act: Callable[[], _T]) -> _T:
+    """Do something in every process; what one of them refuses, all refuse, so that none waits.
+
+    Raises:
+        CrisEdgeError: what the first process raised of those that did.
+    """
+    result, refusal = None, None
+    try:
+        result = act()
+    except CrisEdgeError as error:
+        refusal = error
+    for one in gather_objects(refusal):
+        if one is not None:
+            raise one
+    return cast("_T", result)

@@ -11,14 +11,14 @@ the photos; the first one reports.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from cris_edge import Segmenter
 from cris_edge.errors import CrisEdgeError
 from cris_edge.files import whole_file
+from training.arguments import at_least
 from training.baselines import (
     Ellipse,
     best_ellipse,
@@ -31,13 +31,13 @@ from training.baselines import (
 from training.convert import SHORTEST
 from training.data.references import Sentences
 from training.data.samples import Sample
-from training.distributed import start, stop, world
-from training.evaluation import Evaluation, Pair, Record, agree, evaluate_pairs, evaluate_samples
+from training.distributed import agree, start, stop, world
+from training.evaluation import Evaluation, Pair, Record, evaluate_pairs, evaluate_samples
 from training.metrics import Scores
 from training.predictor import open_official, open_segmenter
 from training.report import Baselines, Part, Report
 from training.selection import ALL, Data, SceneData, open_data, select
-from training.sheet import draw_sheet
+from training.sheet import draw_sheet, sheet_of
 
 __all__ = ["Evaluation", "Record", "evaluate", "evaluate_samples"]
 
@@ -140,7 +140,8 @@ def run(arguments: argparse.Namespace) -> None:
         with whole_file(arguments.json) as file:
             file.write_text(report.json(), encoding="utf-8")
     if arguments.sheet:
-        for path, part in zip(_sheet_paths(arguments.sheet, parts), parts, strict=True):
+        for part in parts:
+            path = sheet_of(arguments.sheet, part.source)
             draw_sheet(path, part.evaluation)
             print(f"\nsheet of overlays, {part.source} expressions: {path}")
 
@@ -162,24 +163,6 @@ def _open(arguments: argparse.Namespace) -> Segmenter:
         engine=engine,
         threads=threads,
     )
-
-
-def _sheet_paths(path: Path, parts: Sequence[Part]) -> list[Path]:
-    """One sheet a part: `name-derived.png`, `name-refcoco-val.png`."""
-    names = [re.sub(r"[^\w+.-]+", "-", part.source) for part in parts]
-    return [path.with_name(f"{path.stem}-{name}{path.suffix}") for name in names]
-
-
-def _at_least(least: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(
-                f"expected a whole number from {least} up, got {value}"
-            )
-        return value
-
-    return number
 
 
 def _probability(text: str) -> float:
@@ -209,7 +192,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add, number = arguments.add_argument, _at_least(1)
+    add, number = arguments.add_argument, at_least(1)
     add("model", type=Path, help="a checkpoint (.safetensors) or a bundle (folder or zip)")
     what = arguments.add_mutually_exclusive_group(required=True)
     what.add_argument("--data", type=Path, help="a data folder or a prepared reference set")
@@ -240,7 +223,7 @@ def parser() -> argparse.ArgumentParser:
     add("--official", action="store_true", help="MODEL is one: best_model.pth")
     add(
         "--word-len",
-        type=_at_least(SHORTEST),
+        type=at_least(SHORTEST),
         help="ids of a phrase: 17 for RefCOCO and RefCOCO+, 22 for G-Ref",
     )
     add("--decoder-heads", type=number, default=8, help="default: %(default)s, as published")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,15 +13,12 @@ from pycocotools import mask as rle_codec
 from tqdm import tqdm
 
 from cris_edge import Segmentation, Segmenter
-from cris_edge.errors import CrisEdgeError
 from training.data.samples import Sample
-from training.distributed import gather_objects, world
+from training.distributed import agree, gather_objects, world
 from training.errors import DataError
 from training.gres import Answer, GresScores
 from training.groups import category_name, group_names, place
 from training.metrics import Overlap, Scores, overlap
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,23 +164,6 @@ def evaluate_pairs(
         Record(**vars(measured[index]), sample=sample, phrase=phrase)
         for index, (sample, phrase) in enumerate(pairs)
     )
-
-
-def agree(act: Callable[[], _T]) -> _T:
-    """Do something in every process; what one of them refuses, all refuse, so that none waits.
-
-    Raises:
-        CrisEdgeError: what the first process raised of those that did.
-    """
-    result, refusal = None, None
-    try:
-        result = act()
-    except CrisEdgeError as error:
-        refusal = error
-    for one in gather_objects(refusal):
-        if one is not None:
-            raise one
-    return cast("_T", result)
 
 
 def _measure(

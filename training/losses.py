@@ -27,7 +27,8 @@ def dice(logits: Tensor, masks: Tensor, valid: Tensor) -> Tensor:
     probability = logits.sigmoid() * valid
     target = masks * valid
     overlap = (probability * target).sum((-2, -1))
-    total = probability.sum((-2, -1)) + target.sum((-2, -1))
+    # Squares, as published: least where the two are equal, at soft outlines too.
+    total = probability.square().sum((-2, -1)) + target.square().sum((-2, -1))
     return torch.where(target.sum((-2, -1)) > 0, 1 - (2 * overlap + 1) / (total + 1), 0)
 
 
@@ -39,11 +40,11 @@ def which(logits: Tensor, masks: Tensor, valid: Tensor, distinct: Tensor) -> Ten
 
     Args:
         logits: (B, K, h, w), K phrases of each photo.
-        masks: the same shape, 0 or 1.
+        masks: the same shape, in [0, 1]; a pixel is of those that have more than half of it.
         valid: (B, h, w), pixels that count.
         distinct: (B, K), whether a phrase names another instance than the phrases before it.
     """
-    masks = masks * distinct[:, :, None, None]
+    masks = masks.round() * distinct[:, :, None, None]
     logits = logits.masked_fill(~distinct.bool()[:, :, None, None], -1e4)
     claims = masks.sum(1)
     # Where instances overlap nobody can say whose the pixel is.

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from training import losses
 from training.model import CRIS
+from training.model.cris import each
 from training.recipe import Recipe
 
 Batch = dict[str, Tensor]
@@ -52,25 +53,27 @@ class Objective(nn.Module):
     def _predict(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Logits of the phrases, and of the nouns where they are taught."""
         model = self.model
+        image = model.normalise(batch["image"])
+        layout = torch.channels_last if self.recipe.channels_last else torch.contiguous_format
+        c3, c4, c5 = model.encode_image(image.contiguous(memory_format=layout))
+        photo = each(model.look(c3, c4, c5), len(batch["tokens"]))
         if self.nouns is None:
-            return model(batch["image"], batch["tokens"]), None
-        c3, c4, c5 = model.encode_image(batch["image"])
+            return model.pair(photo, model.phrase(batch["tokens"])), None
         phrases = len(batch["tokens"])
         # Phrases and nouns share one pass through the text encoder.
         words, sentence, padding = model.encode_text(torch.cat([batch["tokens"], batch["nouns"]]))
-        count = phrases // len(batch["image"])
-        c3s, c4s, c5s = (feature.repeat_interleave(count, dim=0) for feature in (c3, c4, c5))
-        logits = model.decode(c3s, c4s, c5s, words[:phrases], sentence[:phrases], padding[:phrases])
+        phrase = model.read(words[:phrases], sentence[:phrases], padding[:phrases])
+        logits = model.pair(photo, phrase)
         return logits, self.nouns(c4, c5, sentence[phrases:]).float()
 
     def _losses(self, batch: Batch, logits: Tensor, named: Tensor | None) -> dict[str, Tensor]:
         recipe, masks, weight = self.recipe, batch["masks"], batch["weight"]
         photos = (len(batch["image"]), -1)
         valid = (~batch["ignore"]).float()
-        each = valid.repeat_interleave(len(logits) // len(valid), dim=0)
-        found = {"mask": (losses.cross_entropy(logits, masks, each) * weight).mean()}
+        said = valid.repeat_interleave(len(logits) // len(valid), dim=0)
+        found = {"mask": (losses.cross_entropy(logits, masks, said) * weight).mean()}
         if recipe.dice:
-            found["dice"] = recipe.dice * (losses.dice(logits, masks, each) * weight).mean()
+            found["dice"] = recipe.dice * (losses.dice(logits, masks, said) * weight).mean()
         if recipe.which:
             apart = batch["distinct"].unflatten(0, photos)
             groups = logits.unflatten(0, photos), masks.unflatten(0, photos)

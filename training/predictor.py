@@ -6,7 +6,7 @@ letterbox to the threshold, is the runtime's own code.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cris_edge import EngineError, Segmenter
-from cris_edge.engines.base import Arrays, Graph
+from cris_edge.engines.base import Graph, Value
 from cris_edge.letterbox import Letterbox
 from cris_edge.segmenter import Info
 from cris_edge.tokenizer import Tokenizer
 from training import checkpoint
 from training.convert import load_official
-from training.model import CRIS, CRISConfig
-
-THRESHOLD = 0.35
-"""Probability above which a pixel belongs to the mask, as the CRIS authors have it."""
-
-FEATURES = ("c3", "c4", "c5")
-PHRASE = ("words", "sentence", "padding")
+from training.model import CRIS, PHRASE, CRISConfig
+from training.model.config import THRESHOLD
 
 
 def open_segmenter(path: str | Path, engine: str = "auto", threads: int | None = None) -> Segmenter:
@@ -122,20 +117,25 @@ def torch_segmenter(model: CRIS, tokenizer: Tokenizer, threshold: float = THRESH
 
 def letterbox_of(config: CRISConfig) -> Letterbox:
     """How photos become this model's input."""
-    return Letterbox(size=config.input_size, mean=config.mean, std=config.std)
+    return Letterbox(size=config.input_size, mean=config.mean)
 
 
 def torch_graphs(model: CRIS) -> dict[str, Graph]:
     """The graphs `photo`, `phrase` and `pair` of a bundle, computed by a model in torch."""
+    photo = model.photo_names
+
+    def pair(*inputs: Tensor) -> Tensor:
+        return model.pair(inputs[: len(photo)], inputs[len(photo) :])
+
     return {
-        "photo": _TorchGraph(model, model.encode_image, ("image",), FEATURES),
-        "phrase": _TorchGraph(model, model.encode_text, ("tokens",), PHRASE),
-        "pair": _TorchGraph(model, model.decode, (*FEATURES, *PHRASE), ("logits",)),
+        "photo": _TorchGraph(model, model.photo, ("frame",), photo),
+        "phrase": _TorchGraph(model, model.phrase, ("tokens",), PHRASE),
+        "pair": _TorchGraph(model, pair, (*photo, *PHRASE), ("logits",)),
     }
 
 
 class _TorchGraph:
-    """A part of a model with the interface of an engine's graph."""
+    """A part of a model with the interface of an engine's graph; its values are tensors."""
 
     def __init__(
         self,
@@ -147,16 +147,17 @@ class _TorchGraph:
         self._model, self._part = model, part
         self._inputs, self._outputs = inputs, outputs
 
-    def __call__(self, inputs: Arrays) -> dict[str, NDArray[np.generic]]:
+    def __call__(self, inputs: Mapping[str, Value]) -> dict[str, Value]:
         """Run the part where the model's parameters are."""
         if self._model.training:
             # Batch norm would take its statistics from this very photo, and keep them.
             raise EngineError("the model is in training mode; call its eval() before predicting")
         device = next(self._model.parameters()).device
         with torch.inference_mode():
-            tensors = (torch.from_numpy(inputs[name]).to(device) for name in self._inputs)
-            result = self._part(*tensors)
+            result = self._part(*(torch.as_tensor(inputs[n]).to(device) for n in self._inputs))
         results = (result,) if isinstance(result, Tensor) else result
-        return {
-            name: tensor.cpu().numpy() for name, tensor in zip(self._outputs, results, strict=True)
-        }
+        return dict(zip(self._outputs, results, strict=True))
+
+    def fetch(self, value: Value) -> NDArray[np.generic]:
+        """A result as an array."""
+        return np.asarray(value.cpu().numpy())

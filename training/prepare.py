@@ -16,6 +16,7 @@ from pathlib import Path
 
 from cris_edge.errors import CrisEdgeError
 from cris_edge.files import whole_file
+from training.arguments import at_least
 from training.data import own
 from training.data.prepared import count, write_references
 from training.data.problems import Problem, check_photos, find_problems, without
@@ -141,13 +142,6 @@ where the files are had, how data of your own are laid out, and what is checked.
 """
 
 
-def _at_least_one(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 up, got {number}")
-    return number
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     arguments = argparse.ArgumentParser(
@@ -165,7 +159,7 @@ def parser() -> argparse.ArgumentParser:
     add("--no-photo-check", action="store_true", help="do not decode the photos")
     add(
         "--workers",
-        type=_at_least_one,
+        type=at_least(1),
         default=os.cpu_count() or 1,
         help="threads that decode photos; default: one a core, %(default)s here",
     )

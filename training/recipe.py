@@ -49,6 +49,10 @@ class Recipe:
     """Phrases of each photo; the image encoder runs once for all of them."""
     mirror: float = 0.0
     """Share of photos that are mirrored, left and right swapped in their words."""
+    outlines: str = "published"
+    """What masks are taught. `published`: every fourth pixel of the input, which the way back puts
+    elsewhere, up to three pixels off; `covered`: the share of each logit's cell that is covered,
+    where the way back puts it (docs/training.md has what the two can reach)."""
     train_repeats: int = 1
     """Times an epoch sees each reference, or each fully labelled photo of `photos`; its photos with
     boxes are seen once."""
@@ -125,6 +129,7 @@ SHARES = ("absent", "mirror", "ema")
 """At most 1."""
 CHOICES = {
     "kind": ("references", "photos", "scenes"),
+    "outlines": ("published", "covered"),
     "optimiser": ("adam", "adamw"),
     "schedule": ("steps", "cosine"),
     "precision": ("float32", "bfloat16", "float16"),

@@ -21,12 +21,16 @@ BOARD = "tensorboard"
 class RunLog:
     """`log.jsonl` and `tensorboard/` in a run's folder."""
 
-    def __init__(self, out: Path, step: int):
-        """Go on at `step`: what an interrupted run told of later ones is taken out."""
+    def __init__(self, out: Path, step: int, epoch: int = 0):
+        """Go on at `step`, `epoch` epochs being over: what an interrupted run told of later ones is
+        taken out.
+        """
         self.path = out / LOG
         if self.path.exists():
             text = self.path.read_text(encoding="utf-8", errors="replace")
-            kept = "".join(f"{line}\n" for line in text.splitlines() if _step(line) <= step)
+            kept = "".join(
+                f"{line}\n" for line in text.splitlines() if _is_before(line, step, epoch)
+            )
             if kept != text:
                 with whole_file(self.path) as file:
                     file.write_text(kept, encoding="utf-8")
@@ -51,12 +55,14 @@ class RunLog:
         self.board.close()
 
 
-def _step(line: str) -> float:
-    """The step of a line; one that the end of a run cut short belongs to none."""
+def _is_before(line: str, step: int, epoch: int) -> bool:
+    """Whether a line tells of steps and epochs that are over; one that was cut short does not."""
     try:
-        return float(json.loads(line)["step"])
+        record = json.loads(line)
+        over = "epoch_losses" not in record or record["epoch"] <= epoch
+        return bool(record["step"] <= step and over)
     except (ValueError, KeyError, TypeError):
-        return float("inf")
+        return False
 
 
 def _numbers(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -34,6 +35,12 @@ _TRUTH: _Colour = (255, 255, 255)
 _POOR: _Colour = (60, 60, 200)
 _FAIR: _Colour = (30, 140, 215)
 _GOOD: _Colour = (80, 150, 50)
+
+
+def sheet_of(path: Path, source: str) -> Path:
+    """Where a source's own sheet lies: of `sheet.png`, `sheet-refcoco-val.png`."""
+    name = re.sub(r"[^\w+.-]+", "-", source)
+    return path.with_name(f"{path.stem}-{name}{path.suffix}")
 
 
 def draw_sheet(path: str | Path, evaluation: Evaluation, count: int = 8, seed: int = 0) -> None:

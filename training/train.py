@@ -25,14 +25,14 @@ from tqdm import tqdm
 from cris_edge.errors import CrisEdgeError
 from training import checkpoint, distributed
 from training.data.batches import build_data
+from training.distributed import agree
 from training.errors import CheckpointError, DataError, TrainingError
 from training.evaluate import Evaluation, evaluate_samples
-from training.evaluation import agree
 from training.pace import Pace
 from training.predictor import torch_segmenter
 from training.recipe import Recipe, read_recipe
 from training.run_log import LOG, RunLog, peak_memory
-from training.sheet import draw_sheet
+from training.sheet import draw_sheet, sheet_of
 from training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ def train(recipe: Recipe, out: Path, resume: bool, device: torch.device) -> None
         CrisEdgeError: data, recipe or state are not as they should be, or the run broke down.
         OSError: files cannot be written, as on a full disk; the states before are whole.
     """
+    warn_of_slow_precision(recipe, device)
     data = agree(lambda: build_data(recipe))
     trainer = Trainer(recipe, data, device)
     agree(lambda: begin(trainer, out, resume))
@@ -54,10 +55,12 @@ def train(recipe: Recipe, out: Path, resume: bool, device: torch.device) -> None
     if distributed.world()[0] == 0:
         out.mkdir(parents=True, exist_ok=True)
         clear_leftovers(out)
-        run_log = RunLog(out, trainer.step)
+        run_log = RunLog(out, trainer.step, trainer.epoch)
     try:
         while trainer.epoch < recipe.epochs:
             train_epoch(trainer, out, run_log)
+            # Validation takes a while, and may fail: the epoch is not lost by it.
+            save_state(trainer, out)
             finish_epoch(trainer, out, run_log)
     except (CheckpointError, DataError) as error:
         # A file that cannot be written, or a photo that cannot be read.
@@ -71,6 +74,17 @@ def train(recipe: Recipe, out: Path, resume: bool, device: torch.device) -> None
     finally:
         if run_log:
             run_log.close()
+
+
+def warn_of_slow_precision(recipe: Recipe, device: torch.device) -> None:
+    """Say so where bfloat16 is computed in software, which takes ten times as long and more."""
+    if device.type == "cpu" and recipe.precision == "bfloat16":
+        capability = torch.backends.cpu.get_cpu_capability()
+        if capability in ("DEFAULT", "AVX2"):
+            log.warning(
+                "this CPU (%s) has no bfloat16 and computes it slowly: give precision=float32",
+                capability,
+            )
 
 
 def train_epoch(trainer: Trainer, out: Path, run_log: RunLog | None) -> None:
@@ -107,7 +121,7 @@ def finish_epoch(trainer: Trainer, out: Path, run_log: RunLog | None) -> None:
         if run_log:
             keep_best(trainer, found, out)
             for name, evaluation in found.items():
-                sheet = out / f"sheet-{name.replace(' ', '-')}.png"
+                sheet = sheet_of(out / "sheet.png", name)
                 draw_sheet(sheet, evaluation)
                 run_log.picture(sheet, trainer.step)
     if run_log:

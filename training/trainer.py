@@ -19,9 +19,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from training import checkpoint
 from training.batch_norm import synchronise
 from training.data.batches import TrainingData
-from training.distributed import world
+from training.distributed import agree, world
 from training.errors import CheckpointError, DataError, RecipeError, TrainingError
-from training.evaluation import agree
 from training.model import CRIS
 from training.model.pretrained import load_clip, load_imagenet
 from training.objective import Batch, Objective, recompute
@@ -183,8 +182,6 @@ class Trainer:
     def _backward(self, batch: Batch, last: bool) -> dict[str, Tensor]:
         """Add a part's gradients; processes exchange them after the last part alone."""
         batch = {name: t.to(self.device, non_blocking=True) for name, t in batch.items()}
-        if self.recipe.channels_last:
-            batch["image"] = batch["image"].contiguous(memory_format=torch.channels_last)
         alone: AbstractContextManager[None] = nullcontext()
         if isinstance(self.wrapped, DistributedDataParallel) and not last:
             alone = self.wrapped.no_sync()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,14 +12,18 @@ from numpy.typing import NDArray
 from cris_edge.bundle import GraphSpec, TensorSpec
 from cris_edge.errors import EngineError
 
-Arrays = Mapping[str, NDArray[np.generic]]
+Value = Any
+"""A tensor where the engine keeps it, for which a numpy array does too where it goes in."""
 
 
 class Graph(Protocol):
     """One loaded graph. May be called from several threads at once."""
 
-    def __call__(self, inputs: Arrays) -> dict[str, NDArray[np.generic]]:
-        """Run the graph; the arrays that come back are the caller's own."""
+    def __call__(self, inputs: Mapping[str, Value]) -> dict[str, Value]:
+        """Run the graph; what comes back is the caller's own, and goes into other graphs."""
+
+    def fetch(self, value: Value) -> NDArray[np.generic]:
+        """A result as an array."""
 
 
 class Engine(Protocol):
@@ -58,8 +62,8 @@ def check_tensors(
             )
 
 
-def check_inputs(spec: GraphSpec, inputs: Arrays) -> None:
-    """Refuse inputs of other names, shapes or types than the graph's.
+def check_inputs(spec: GraphSpec, inputs: Mapping[str, Value]) -> None:
+    """Refuse inputs that are missing, and arrays of other shapes or types than the graph's.
 
     Raises:
         EngineError: with what was expected and what came.
@@ -68,7 +72,9 @@ def check_inputs(spec: GraphSpec, inputs: Arrays) -> None:
         array = inputs.get(tensor.name)
         if array is None:
             raise EngineError(f"{spec.file}: the input {tensor.name!r} is missing")
-        if array.shape != tensor.shape or array.dtype != tensor.dtype:
+        if not isinstance(array, np.ndarray):
+            continue
+        if not tensor.fits(array.shape) or array.dtype != tensor.dtype:
             raise EngineError(
                 f"{spec.file}: {tensor.name} must be {tensor.dtype} {tensor.shape}, "
                 f"not {array.dtype} {array.shape}"

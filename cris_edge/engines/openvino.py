@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,55 +11,97 @@ import numpy as np
 import openvino
 from numpy.typing import NDArray
 
-from cris_edge.bundle import GraphSpec, TensorSpec
-from cris_edge.engines.base import Arrays, Graph, check_inputs, check_tensors
+from cris_edge.bundle import PHRASES, GraphSpec, TensorSpec
+from cris_edge.engines.base import Graph, Value, check_inputs, check_tensors
 from cris_edge.errors import EngineError
 
-KINDS = {"f32": "float32", "i64": "int64", "boolean": "bool"}
+KINDS = {"f32": "float32", "i64": "int64", "u8": "uint8"}
 
 
 def _describe(ports: Sequence[Any]) -> list[TensorSpec]:
-    """What goes in or out of a compiled model; a shape that is not static comes out as ()."""
+    """What goes in or out of a compiled model; the axis of phrases is not static."""
     return [
         TensorSpec(
             port.get_any_name(),
             KINDS.get(kind := port.element_type.get_type_name(), kind),
-            tuple(port.partial_shape.to_shape()) if port.partial_shape.is_static else (),
+            tuple(PHRASES if axis.is_dynamic else axis.get_length() for axis in port.partial_shape),
         )
         for port in ports
     ]
 
 
 class OpenVinoGraph:
-    """A compiled model with one infer request a thread, as OpenVINO asks."""
+    """A model compiled for each number of phrases that comes, in powers of two.
+
+    With an open number OpenVINO is slower, and refuses some graphs.
+    """
 
     def __init__(self, core: Any, path: Path, spec: GraphSpec, threads: int | None):
-        options: dict[str, Any] = {
+        self._core, self._spec, self._path = core, spec, path
+        self._options: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             # Without it the CPU may compute in bfloat16, and answers would depend on the machine.
             "INFERENCE_PRECISION_HINT": "f32",
         }
         if threads is not None:
-            options["INFERENCE_NUM_THREADS"] = threads
+            self._options["INFERENCE_NUM_THREADS"] = threads
         try:
-            self._model = core.compile_model(core.read_model(str(path)), "CPU", options)
+            self._model = core.read_model(str(path))
         except RuntimeError as error:
             raise EngineError(f"openvino cannot load {path.name}: {error}") from error
-        ports = {port.get_any_name(): port for port in (*self._model.inputs, *self._model.outputs)}
         inputs, outputs = _describe(self._model.inputs), _describe(self._model.outputs)
         check_tensors("openvino", path, spec, inputs, outputs)
-        self._spec = spec
-        self._outputs = [(tensor.name, ports[tensor.name]) for tensor in spec.outputs]
+        self._outputs = [tensor.name for tensor in spec.outputs]
+        self._batched = [t.name for t in spec.inputs if t.shape[:1] == (PHRASES,)]
+        self._compiled: dict[int, Any] = {}
+        self._lock = threading.Lock()
         self._local = threading.local()
+        self._compile(1)
 
-    def __call__(self, inputs: Arrays) -> dict[str, NDArray[np.generic]]:
-        """Run the graph."""
+    def __call__(self, inputs: Mapping[str, Value]) -> dict[str, Value]:
+        """Run the graph; values are numpy arrays, and inputs are not copied."""
         check_inputs(self._spec, inputs)
-        if not hasattr(self._local, "request"):
-            self._local.request = self._model.create_infer_request()
-        results = self._local.request.infer(dict(inputs), share_inputs=True)
+        feeds = {tensor.name: inputs[tensor.name] for tensor in self._spec.inputs}
+        phrases = len(feeds[self._batched[0]]) if self._batched else 1
+        batch = 1 << (phrases - 1).bit_length()
+        if batch != phrases:
+            feeds |= {name: _filled(feeds[name], batch) for name in self._batched}
+        results = self._request(batch).infer(feeds, share_inputs=True)
         # The request writes its next results into the same memory.
-        return {name: np.array(results[port]) for name, port in self._outputs}
+        rows = phrases if self._batched else None
+        return {name: np.array(results[name][:rows]) for name in self._outputs}
+
+    def fetch(self, value: Value) -> NDArray[np.generic]:
+        """A result as an array, which it is."""
+        return np.asarray(value)
+
+    def _request(self, batch: int) -> Any:
+        """This thread's own request, as OpenVINO asks, for a number of phrases."""
+        if not hasattr(self._local, "requests"):
+            self._local.requests = {}
+        requests: dict[int, Any] = self._local.requests
+        if batch not in requests:
+            requests[batch] = self._compile(batch).create_infer_request()
+        return requests[batch]
+
+    def _compile(self, batch: int) -> Any:
+        with self._lock:
+            if batch not in self._compiled:
+                self._compiled[batch] = self._compile_anew(batch)
+            return self._compiled[batch]
+
+    def _compile_anew(self, batch: int) -> Any:
+        try:
+            shapes = {t.name: [batch, *t.shape[1:]] for t in self._spec.inputs}
+            self._model.reshape({name: shapes[name] for name in self._batched})
+            return self._core.compile_model(self._model, "CPU", self._options)
+        except RuntimeError as error:
+            raise EngineError(f"openvino cannot load {self._path.name}: {error}") from error
+
+
+def _filled(array: NDArray[np.generic], batch: int) -> NDArray[np.generic]:
+    """As many rows as were compiled for; what comes of the last one's copies is dropped."""
+    return np.concatenate([array, np.repeat(array[-1:], batch - len(array), axis=0)])
 
 
 class OpenVino:

@@ -178,9 +178,9 @@ def _items(recipe: Recipe, tokenizer: Tokenizer) -> ItemMaker:
     config = recipe.config()
     return ItemMaker(
         tokenizer,
-        Letterbox(config.input_size, config.mean, config.std),
+        Letterbox(config.input_size, config.mean),
         config.word_len,
-        as_published=recipe.kind == "references",
+        as_published=recipe.outlines == "published",
         categories=bool(recipe.naming),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,10 @@ from cris_edge.tokenizer import Tokenizer
 from training.data.coco import Instance, Photo
 from training.data.labels import CATEGORY_STRIDE, MASK_STRIDE, Labels
 from training.errors import DataError
+from training.model.config import THRESHOLD
+
+OUTLINE = math.log(THRESHOLD) / math.log(0.5)
+"""Exponent by which a cell that is half covered has the probability at which a mask ends."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class ItemMaker:
 
     An item is a dictionary, with S the input's side and K the number of phrases:
 
-    - `image` float32 (3, S, S): RGB, normalised by the letterbox
+    - `image` uint8 (S, S, 3): RGB, letterboxed
     - `tokens` int64 (K, word_len)
     - `masks` float32 (K, S/4, S/4), in [0, 1]
     - `ignore` bool (S/4, S/4): crowd regions, whose pixels say nothing
@@ -56,8 +61,9 @@ class ItemMaker:
             tokenizer: turns phrases into ids.
             letterbox: turns photos into inputs; its size must be a multiple of 8.
             word_len: ids per phrase.
-            as_published: as the CRIS authors have it: masks stay as the linear warp makes them,
-                instead of 0 or 1, and crowds are background.
+            as_published: as the CRIS authors have it: masks are what a linear warp makes of every
+                fourth pixel, and crowds are background. Else masks are the shares of cells that are
+                covered, bent so that outlines come out where they are.
             categories: add the map of categories.
 
         Raises:
@@ -92,14 +98,12 @@ class ItemMaker:
             matrix = self.letterbox.matrix(photo.height, photo.width)
         targets = [phrase.instance for phrase in phrases]
         labels = Labels(photo, matrix)
-        masks = np.stack([labels.mask(target, side) for target in targets])
+        masks = np.stack([self._mask(labels, target, side) for target in targets])
         ignore = np.zeros((side, side), bool) if self._as_published else labels.crowds(side)
         item = {
-            "image": torch.from_numpy(
-                self.letterbox.normalise(self.letterbox.warp(picture, matrix))
-            ),
+            "image": torch.from_numpy(self.letterbox.warp(picture, matrix)),
             "tokens": torch.from_numpy(np.stack([self._encode(p.text) for p in phrases])),
-            "masks": torch.from_numpy(masks if self._as_published else np.round(masks)),
+            "masks": torch.from_numpy(masks),
             "ignore": torch.from_numpy(ignore),
             "weight": torch.tensor([1.0 if t is None else t.weight for t in targets]),
             "instance": torch.tensor([-1 if t is None or not t.objects else t.id for t in targets]),
@@ -109,6 +113,11 @@ class ItemMaker:
             categories = labels.categories(size // CATEGORY_STRIDE)
             item["categories"] = torch.from_numpy(categories)
         return item
+
+    def _mask(self, labels: Labels, target: Instance | None, side: int) -> NDArray[np.float32]:
+        if self._as_published:
+            return labels.mask(target, side)
+        return np.asarray(labels.coverage(target, side) ** OUTLINE, np.float32)
 
     def _encode(self, text: str) -> NDArray[np.int64]:
         return self._tokenizer.encode(text, self._word_len)

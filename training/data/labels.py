@@ -11,8 +11,15 @@ from training.data.nouns import CATEGORY_INDEX
 
 MASK_STRIDE = 4
 """Input pixels per logit."""
+FINER = 4
+"""Samples of a cell along an axis."""
 CATEGORY_STRIDE = 8
 UNKNOWN = -1
+
+
+def _step(side: int) -> float:
+    """Input pixels between logits whose outer ones lie on the corners of the input."""
+    return (side * MASK_STRIDE - 1) / (side - 1)
 
 
 class Labels:
@@ -35,6 +42,23 @@ class Labels:
         warped = self._warp(drawn, side, MASK_STRIDE, cv2.INTER_LINEAR)
         return np.asarray(warped / np.float32(255), np.float32)
 
+    def coverage(self, instance: Instance | None, side: int) -> NDArray[np.float32]:
+        """Share of each logit's cell that the mask covers: float32 (side, side); None is empty.
+
+        Cells lie where the way back from logits to photos puts them, corner on corner; the pixels
+        that `mask` picks lie up to `MASK_STRIDE` - 1 away from there.
+        """
+        if instance is None:
+            return np.zeros((side, side), np.float32)
+        finer = np.array([FINER, FINER, 1])[:, None]
+        to_cells = np.vstack([self._matrix / _step(side), [0, 0, 1]])
+        to_parts = finer * to_cells
+        to_parts[:2, 2] += (FINER - 1) / 2
+        drawn = self._draw(instance) * np.uint8(255)
+        parts = cv2.warpAffine(drawn, to_parts[:2], (side * FINER, side * FINER))
+        cells = cv2.resize(parts, (side, side), interpolation=cv2.INTER_AREA)
+        return np.asarray(cells / np.float32(255), np.float32)
+
     def crowds(self, side: int) -> NDArray[np.bool_]:
         """Crowd regions without the instances outlined in them: bool (side, side)."""
         crowd = self._blank(np.uint8)
@@ -46,7 +70,7 @@ class Labels:
         for instance in self._photo.instances:
             if instance.has_mask and not instance.crowd:
                 self._paint(crowd, instance, 0)
-        return self._warp(crowd, side, MASK_STRIDE, cv2.INTER_NEAREST).astype(bool)
+        return self._warp(crowd, side, _step(side), cv2.INTER_NEAREST).astype(bool)
 
     def categories(self, side: int) -> NDArray[np.int64]:
         """Category of each pixel, the smaller instance in front: int64 (side, side)."""
@@ -76,5 +100,5 @@ class Labels:
             x1, y1, x2, y2 = (round(edge) for edge in instance.box)
             canvas[max(y1, 0) : max(y2, 0), max(x1, 0) : max(x2, 0)] = value
 
-    def _warp(self, drawn: NDArray[Any], side: int, stride: int, how: int) -> NDArray[Any]:
+    def _warp(self, drawn: NDArray[Any], side: int, stride: float, how: int) -> NDArray[Any]:
         return np.asarray(cv2.warpAffine(drawn, self._matrix / stride, (side, side), flags=how))

@@ -33,7 +33,7 @@ COLOURS = {
     "white": (245, 245, 245),
 }
 """BGR."""
-SIZES = {"small": (0.085, 0.1), "big": (0.15, 0.18)}
+SIZES = {"small": (0.1, 0.115), "big": (0.165, 0.195)}
 """Radii as shares of the root of the picture's area."""
 FRAMES = ((256, 256), (256, 208), (208, 256), (256, 192), (240, 256))
 """Widths and heights in pixels."""
@@ -45,7 +45,7 @@ JUDGED_WORLD = 0
 """Seed of the scenes that models are judged by. No recipe trains on them."""
 HELD_OUT = Path(__file__).parents[2] / "samples" / "photos"
 """Photos under those scenes; no recipe of ours trains on them."""
-KINDS = {"attributes": 0.35, "order": 0.2, "size": 0.1, "relation": 0.2, "all": 0.15}
+KINDS = {"attributes": 0.4, "order": 0.2, "size": 0.1, "relation": 0.15, "all": 0.15}
 """Kinds of phrases and how often each is said where all are true."""
 
 

@@ -1,6 +1,6 @@
 """CRIS (CVPR 2022) and its small students: one model, described by one configuration."""
 
 from training.model.config import CRISConfig
-from training.model.cris import CRIS
+from training.model.cris import CRIS, PHRASE
 
-__all__ = ["CRIS", "CRISConfig"]
+__all__ = ["CRIS", "PHRASE", "CRISConfig"]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -26,6 +27,21 @@ def conv(inputs: int, outputs: int, kernel: int = 1, separable: bool = False) ->
         nn.BatchNorm2d(outputs),
         nn.ReLU(inplace=True),
     )
+
+
+def share(layer: nn.Module, features: Tensor, last: bool = False) -> Tensor:
+    """What some of its input channels contribute to a 1x1 convolution's result.
+
+    Args:
+        layer: the convolution.
+        features: its first channels (B, C, h, w), or its last ones.
+        last: which of these. The first share carries the bias, if there is one.
+    """
+    assert isinstance(layer, nn.Conv2d)
+    channels = features.shape[1]
+    if last:
+        return F.conv2d(features, layer.weight[:, -channels:])
+    return F.conv2d(features, layer.weight[:, :channels], layer.bias)
 
 
 class ConstantGrid(nn.Module):

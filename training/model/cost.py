@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,20 +14,30 @@ from training.model.config import MODELS, CRISConfig
 from training.model.cris import CRIS
 
 PARTS = ("image_encoder", "text_encoder", "neck", "decoder", "projector")
+STAGES = ("photo", "phrase", "pair")
+"""What is computed once a photo, once a phrase, and once a pair of them."""
 
 
 def multiply_adds(model: CRIS) -> dict[str, int]:
-    """Multiply-adds of one photo with one phrase, by part: convolutions and matrix products.
+    """Multiply-adds of one photo with one phrase, by stage: convolutions and matrix products.
 
     Counted by torch on tensors without storage, two floating-point operations each.
     """
     size = model.config.input_size
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    model = model.to("meta").eval()
+    with torch.device("meta"), torch.no_grad():
+        frame = torch.zeros(1, size, size, 3, dtype=torch.uint8)
         tokens = torch.zeros(1, model.config.word_len, dtype=torch.int64)
-        model.to("meta").eval()(torch.zeros(1, 3, size, size), tokens)
-    counts = counter.get_flop_counts()
-    # `decode` and `encode_*` are methods: a part's work is its module's forward.
-    return {part: sum(counts[f"CRIS.{part}"].values()) // 2 for part in PARTS}
+        photo, photo_cost = _counted(model.photo, frame)
+        phrase, phrase_cost = _counted(model.phrase, tokens)
+        _, pair_cost = _counted(model.pair, photo, phrase)
+    return {"photo": photo_cost, "phrase": phrase_cost, "pair": pair_cost}
+
+
+def _counted(stage: Callable[..., Any], *inputs: Any) -> tuple[Any, int]:
+    with FlopCounterMode(display=False) as counter:
+        result = stage(*inputs)
+    return result, counter.get_total_flops() // 2
 
 
 def parameters(module: nn.Module) -> int:
@@ -34,19 +46,17 @@ def parameters(module: nn.Module) -> int:
 
 
 def table(config: CRISConfig) -> str:
-    """A text table of what each part of the model costs."""
+    """A text table of what each part holds and each stage costs."""
     with torch.device("meta"):
         model = CRIS(config)
+    held = {part: parameters(model.get_submodule(part)) for part in PARTS}
+    held["all"] = parameters(model)
     costs = multiply_adds(model)
-    rows = [
-        f"{config.name}, {config.input_size} px",
-        f"{'part':<14}{'M params':>10}{'G mult-adds':>13}",
-    ]
-    for part in PARTS:
-        count = parameters(model.get_submodule(part))
-        rows.append(f"{part:<14}{count / 1e6:>10.2f}{costs[part] / 1e9:>13.2f}")
-    total = sum(costs.values())
-    rows.append(f"{'all':<14}{parameters(model) / 1e6:>10.2f}{total / 1e9:>13.2f}")
+    costs["all"] = sum(costs.values())
+    rows = [f"{config.name}, {config.input_size} px", f"{'part':<16}{'M parameters':>14}"]
+    rows += [f"{part:<16}{count / 1e6:>14.2f}" for part, count in held.items()]
+    rows += [f"{'once a':<16}{'G mult-adds':>14}"]
+    rows += [f"{stage:<16}{cost / 1e9:>14.2f}" for stage, cost in costs.items()]
     return "\n".join(rows)
 
 

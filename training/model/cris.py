@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,13 +15,27 @@ from training.model.neck import Neck
 from training.model.projector import Projector
 from training.model.text_encoder import TextEncoder
 
+PHRASE = ("keys", "values", "padding", "gate", "kernel", "bias")
+"""What is kept of a phrase."""
+HIDDEN = -1e4
+"""The score of a word that is padding: after softmax nothing is left of it."""
+
 
 class CRIS(nn.Module):
-    """The whole model (arXiv 2111.15174), built from open_clip's or timm's towers."""
+    """The whole model (arXiv 2111.15174), built from open_clip's or timm's towers.
+
+    Three parts, for what must be computed once a photo, once a phrase, and once a pair: `photo`,
+    `phrase` and `pair`. Training, and every artifact, is made of these.
+    """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, config: CRISConfig):
         super().__init__()
         self.config = config
+        self.register_buffer("mean", torch.tensor(config.mean), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std), persistent=False)
         self.image_encoder = build_image_encoder(config)
         self.text_encoder = TextEncoder(config)
         self.neck = Neck(config, self.image_encoder.channels)
@@ -47,6 +62,11 @@ class CRIS(nn.Module):
         convert(state_dict, model)
         return model.eval()
 
+    @property
+    def photo_names(self) -> tuple[str, ...]:
+        """What `photo` gives, by name."""
+        return ("p3", "p4", "p5") + (("detail",) if self.config.detail else ())
+
     def encode_image(self, image: Tensor) -> Features:
         """(B, 3, H, W) float32, normalised RGB: C3, C4, C5 at strides 8, 16, 32."""
         return self.image_encoder(image)
@@ -55,36 +75,61 @@ class CRIS(nn.Module):
         """(B, L) int64: words (B, L, text_width), sentence (B, embed_dim), padding (B, L) bool."""
         return self.text_encoder(tokens)
 
-    def decode(
-        self, c3: Tensor, c4: Tensor, c5: Tensor, words: Tensor, sentence: Tensor, padding: Tensor
-    ) -> Tensor:
-        """Features of photos and phrases, pair by pair: logits (B, 1, H/4, W/4)."""
-        fused = self.decoder(self.neck(c3, c4, c5, sentence), words, padding)
-        return self.projector(fused, sentence, c3)
+    def normalise(self, frame: Tensor) -> Tensor:
+        """(B, H, W, 3) uint8 RGB to (B, 3, H, W) float32, minus the mean, over the deviation."""
+        return ((frame.float() / 255 - self.mean) / self.std).permute(0, 3, 1, 2)
 
-    def forward(self, image: Tensor, tokens: Tensor) -> Tensor:
+    def photo(self, frame: Tensor) -> tuple[Tensor, ...]:
+        """All that needs no phrase: letterboxed (B, H, W, 3) uint8 RGB to `photo_names`."""
+        return self.look(*self.encode_image(self.normalise(frame)))
+
+    def look(self, c3: Tensor, c4: Tensor, c5: Tensor) -> tuple[Tensor, ...]:
+        """The photo's part of neck and projector: `photo_names`."""
+        return *self.neck.look(c3, c4, c5), *self.projector.look(c3)
+
+    def phrase(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """All that needs no photo, `PHRASE`: `encode_text` and what `read` takes of it."""
+        return self.read(*self.encode_text(tokens))
+
+    def read(self, words: Tensor, sentence: Tensor, padding: Tensor) -> tuple[Tensor, ...]:
+        """The phrase's part of decoder, neck and projector: `PHRASE`."""
+        # Added to the scores of attention; finite, so that half precision holds it.
+        mask = padding.to(words.dtype) * HIDDEN
+        gate, kernel = self.neck.read(sentence), self.projector.read(sentence)
+        return *self.decoder.read(words), mask, gate, *kernel
+
+    def pair(self, photo: Sequence[Tensor], phrase: Sequence[Tensor]) -> Tensor:
+        """Photos and phrases, pair by pair: logits (N, 1, H/4, W/4).
+
+        Args:
+            photo: what `photo` gave of N photos, or of one for N phrases.
+            phrase: what `phrase` gave of N phrases.
+        """
+        p3, p4, p5, *detail = photo
+        keys, values, padding, gate, kernel, bias = phrase
+        fused = self.decoder(self.neck(p3, p4, p5, gate), keys, values, padding)
+        return self.projector(fused, kernel, bias, *detail)
+
+    def forward(self, frame: Tensor, tokens: Tensor) -> Tensor:
         """Segment photos by phrases.
 
         Args:
-            image: (B, 3, H, W) float32, normalised RGB.
+            frame: (B, H, W, 3) uint8 RGB, letterboxed.
             tokens: (B * K, L) int64: K phrases of each photo, in the order of the photos.
 
         Returns:
             (B * K, 1, H/4, W/4) logits.
         """
-        phrases = tokens.shape[0] // image.shape[0]
-        features = self.encode_image(image)
-        if phrases > 1:
-            c3, c4, c5 = (feature.repeat_interleave(phrases, dim=0) for feature in features)
-            features = c3, c4, c5
-        return self.decode(*features, *self.encode_text(tokens))
+        return self.pair(each(self.photo(frame), len(tokens)), self.phrase(tokens))
 
     def stages(self, image: Tensor, tokens: Tensor) -> dict[str, Tensor]:
         """Every stage's result by name, for comparing implementations: one phrase a photo."""
         c3, c4, c5 = self.encode_image(image)
         words, sentence, padding = self.encode_text(tokens)
-        neck = self.neck(c3, c4, c5, sentence)
-        decoder = self.decoder(neck, words, padding)
+        p3, p4, p5, *detail = self.look(c3, c4, c5)
+        keys, values, mask, gate, kernel, bias = self.read(words, sentence, padding)
+        neck = self.neck(p3, p4, p5, gate)
+        decoder = self.decoder(neck, keys, values, mask)
         return {
             "c3": c3,
             "c4": c4,
@@ -93,8 +138,14 @@ class CRIS(nn.Module):
             "sentence_feature": sentence,
             "neck": neck,
             "decoder": decoder,
-            "logits": self.projector(decoder, sentence, c3),
+            "logits": self.projector(decoder, kernel, bias, *detail),
         }
+
+
+def each(photo: Sequence[Tensor], pairs: int) -> Sequence[Tensor]:
+    """Features of B photos for `pairs` phrases, B * K of them in the order of the photos."""
+    times = pairs // len(photo[0])
+    return photo if times == 1 else [part.repeat_interleave(times, dim=0) for part in photo]
 
 
 def mask_loss(logits: Tensor, mask: Tensor) -> Tensor:

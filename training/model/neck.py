@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.model.blocks import ConstantGrid, conv, coordinates
+from training.model.blocks import ConstantGrid, conv, coordinates, share
 from training.model.config import CRISConfig
 
 
@@ -41,12 +41,36 @@ class Neck(nn.Module):
         self.located = conv(out4 + 2, out4, 3, separable)
         self.final = conv(out4, out4, 3, separable)
 
-    def forward(self, c3: Tensor, c4: Tensor, c5: Tensor, sentence: Tensor) -> Tensor:
-        """Features of strides 8, 16, 32 and (B, embed_dim) to (B, decoder_width, H/16, W/16)."""
-        f5 = self.gated(self.c5(c5) * self.sentence(sentence)[:, :, None, None])
-        f4 = self.merge4(torch.cat([self.c4(c4), double(f5)], dim=1))
-        f3 = self.merge3(torch.cat([F.avg_pool2d(self.c3(c3), 2), f4], dim=1))
-        levels = [self.lateral3(f3), self.lateral4(f4), double(self.lateral5(f5))]
-        fused = self.aggregate(torch.cat(levels, dim=1))
+    def look(self, c3: Tensor, c4: Tensor, c5: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """All that needs no phrase, once a photo.
+
+        A 1x1 convolution of concatenated features is the sum of its shares of each, and of features
+        resized is its result resized: exact, so the photo's shares are computed without phrases.
+
+        Args:
+            c3, c4, c5: features at strides 8, 16, 32.
+
+        Returns:
+            shares (B, decoder_width, H/16, W/16) of C3 and of C4 in what they are merged into, and
+            C5 (B, neck_channels[2], H/32, W/32) ready for its gate.
+        """
+        p3 = share(self.merge3[0], F.avg_pool2d(self.c3(c3), 2))
+        return p3, share(self.merge4[0], self.c4(c4)), self.c5(c5)
+
+    def read(self, sentence: Tensor) -> Tensor:
+        """The gate of C5: (B, embed_dim) to (B, neck_channels[2])."""
+        return self.sentence(sentence)
+
+    def forward(self, p3: Tensor, p4: Tensor, p5: Tensor, gate: Tensor) -> Tensor:
+        """What `look` and `read` gave, to (N, decoder_width, H/16, W/16).
+
+        Photos have batch N like the gates, or 1 for N phrases of one photo.
+        """
+        f5 = self.gated(p5 * gate[:, :, None, None])
+        f4 = self.merge4[1:](p4 + double(share(self.merge4[0], f5, last=True)))
+        f3 = self.merge3[1:](p3 + share(self.merge3[0], f4, last=True))
+        levels = torch.cat([self.lateral3(f3), self.lateral4(f4)], dim=1)
+        coarse = share(self.aggregate[0], self.lateral5(f5), last=True)
+        fused = self.aggregate[1:](share(self.aggregate[0], levels) + double(coarse))
         where = self.coordinates(*fused.shape[2:]).expand(fused.shape[0], -1, -1, -1)
         return self.final(self.located(torch.cat([fused, where], dim=1)))

@@ -1,0 +1,1 @@
+"""Programs to copy from; `benchmark` and `memory` run as `python -m samples.benchmark`."""

@@ -1,0 +1,108 @@
+"""`python -m training.ceiling`: what a model can reach at most, by what it is taught.
+
+A mask becomes a target at the model's stride, and a model's logits become a mask on the way back.
+This takes the targets for logits: the mIoU of a model that learnt them to perfection, for each way
+of making targets (`outlines` in a recipe) and each size of the input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from cris_edge.errors import CrisEdgeError
+from cris_edge.letterbox import Letterbox
+from training.arguments import at_least
+from training.data.items import OUTLINE
+from training.data.labels import MASK_STRIDE, Labels
+from training.data.references import Sentences
+from training.data.samples import Sample
+from training.metrics import iou
+from training.model.config import CLIP_MEAN, THRESHOLD
+from training.recipe import CHOICES
+from training.selection import ReferenceData, SceneData, open_data, select
+
+WAYS = CHOICES["outlines"]
+SURE = 1e-4
+"""The least probability of a target's logit."""
+
+
+def ceiling(samples: Sequence[Sample], size: int, outlines: str) -> float:
+    """The mIoU of targets that are taken for what a model gives.
+
+    Args:
+        samples: with masks.
+        size: side of the model's input in pixels.
+        outlines: `published` or `covered`.
+    """
+    letterbox = Letterbox(size, CLIP_MEAN)
+    reached = []
+    for sample in tqdm(samples, f"{size} px, {outlines}", leave=False, mininterval=1):
+        height, width = sample.photo.height, sample.photo.width
+        labels = Labels(sample.photo, letterbox.matrix(height, width))
+        side = size // MASK_STRIDE
+        if outlines == "published":
+            target = labels.mask(sample.instance, side)
+        else:
+            target = labels.coverage(sample.instance, side) ** np.float32(OUTLINE)
+        back = letterbox.restore(_logits(target), height, width) > THRESHOLD
+        reached.append(iou(back, sample.instance.mask().astype(bool)))
+    return float(np.mean(reached))
+
+
+def _logits(probability: NDArray[np.float32]) -> NDArray[np.float32]:
+    sure = np.clip(probability, SURE, 1 - SURE)
+    return np.asarray(np.log(sure / (1 - sure)), np.float32)
+
+
+EXAMPLE = """examples:
+  python -m training.ceiling --data data/prepared/refcoco --split val --size 416
+  python -m training.ceiling --scenes 100 --size 192 256
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    arguments = argparse.ArgumentParser(
+        prog="python -m training.ceiling",
+        description=str(__doc__).partition(": ")[2],
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = arguments.add_argument
+    what = arguments.add_mutually_exclusive_group(required=True)
+    what.add_argument("--data", type=Path, help="a data folder or a prepared reference set")
+    what.add_argument("--scenes", type=at_least(1), help="so many made-up scenes instead")
+    add("--split", action="append", default=[], help="can be repeated; default: the usual ones")
+    add("--first", type=at_least(1), help="the first so many samples of each part alone")
+    add("--size", type=at_least(32), nargs="+", default=[256, 416], help="default: 256 416")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print a line for each part, size and way; 2 where something is refused."""
+    options = parser().parse_args(argv)
+    try:
+        data = SceneData(options.scenes) if options.scenes else open_data(options.data)
+        # A reference has one mask, however many sentences.
+        sentences: Sentences | None = "first" if isinstance(data, ReferenceData) else None
+        for part in select(data, options.split, sentences):
+            samples = part.samples[: options.first]
+            print(f"{part.name}, {len(samples)} samples")
+            for size in options.size:
+                figures = (f"{way} {100 * ceiling(samples, size, way):5.1f}" for way in WAYS)
+                print(f"  {size} px: mIoU {'  '.join(figures)}")
+    except CrisEdgeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
