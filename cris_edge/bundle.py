@@ -28,6 +28,8 @@ GRAPHS = ("photo", "phrase", "pair")
 PRECISIONS = ("float32", "float16", "fp16")
 PHRASES = "phrases"
 """The axis that is as long as there are phrases."""
+MAX_PHRASES = 8
+"""Phrases of a photo that run in one batch: more gain nothing and take memory."""
 DTYPES = ("float32", "int64", "uint8")
 MAX_BYTES = 4 * 2**30
 """Of all files of a bundle, unpacked: more than any model here, less than a disk."""

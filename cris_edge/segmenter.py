@@ -11,7 +11,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from cris_edge.bundle import Bundle
+from cris_edge.bundle import MAX_PHRASES, Bundle
 from cris_edge.engines import choose_engine
 from cris_edge.engines.base import Graph, Value
 from cris_edge.errors import EngineError, InputError
@@ -25,10 +25,8 @@ from cris_edge.tokenizer import Tokenizer, clean
 SHIPPED = Path(__file__).parent / "models" / "cris_edge_s"
 
 
-MAX_PHRASES = 8
-"""Phrases of a photo that run in one batch: more gain nothing and take memory."""
-
 Logits = NDArray[np.float32]
+"""(h, w), one for every fourth pixel of the input."""
 
 
 @dataclass(frozen=True)
@@ -155,9 +153,13 @@ class Segmenter:
             InputError: a photo that cannot be used.
             EngineError: the engine failed.
         """
+        return self._encode(*self._prepare(photo))
+
+    def _prepare(self, photo: object) -> tuple[NDArray[np.uint8], int, int]:
+        """A photo's letterboxed frame, its height and its width."""
         pixels = as_photo(photo)
         height, width = pixels.shape[:2]
-        return self._encode(self.letterbox.frame(pixels), height, width)
+        return self.letterbox.frame(pixels), height, width
 
     def _encode(self, frame: NDArray[np.uint8], height: int, width: int) -> EncodedPhoto:
         return EncodedPhoto(height, width, self._photo({"frame": frame[None]}), self._photo)
@@ -184,15 +186,14 @@ class Segmenter:
             EngineError: the engine failed, or gave what is no number.
         """
         texts = _texts(phrases)
-        encoded = photo if isinstance(photo, EncodedPhoto) else None
-        if encoded is None:
-            pixels = as_photo(photo)
+        if not isinstance(photo, EncodedPhoto):
+            ready = self._prepare(photo)
             if not texts:
                 return []
-            encoded = self._encode(self.letterbox.frame(pixels), *pixels.shape[:2])
-        if encoded.graph is not self._photo:
+            photo = self._encode(*ready)
+        if photo.graph is not self._photo:
             raise InputError("the photo was encoded by another segmenter; encode it with this one")
-        results = self._restore(self._logits(encoded, texts), encoded, texts)
+        results = self._restore(self._logits(photo, texts), photo, texts)
         return results[0] if isinstance(phrases, str) else results
 
     @overload
@@ -224,32 +225,28 @@ class Segmenter:
         texts = _texts(phrases)
         single = isinstance(phrases, str)
 
-        def prepare(photo: object) -> tuple[NDArray[np.uint8], int, int]:
-            pixels = as_photo(photo)
-            height, width = pixels.shape[:2]
-            return self.letterbox.frame(pixels), height, width
-
-        def compute(ready: tuple[NDArray[np.uint8], int, int]) -> tuple[EncodedPhoto, Logits]:
+        def compute(ready: tuple[NDArray[np.uint8], int, int]) -> tuple[EncodedPhoto, list[Logits]]:
             encoded = self._encode(*ready)
             return encoded, self._logits(encoded, texts)
 
-        def finish(raw: tuple[EncodedPhoto, Logits]) -> Any:
-            results = self._restore(raw[1], raw[0], texts)
+        def finish(raw: tuple[EncodedPhoto, list[Logits]]) -> Any:
+            encoded, logits = raw
+            results = self._restore(logits, encoded, texts)
             return results[0] if single else results
 
-        return overlap(photos, prepare, compute, finish)
+        return overlap(photos, self._prepare, compute, finish)
 
-    def _logits(self, encoded: EncodedPhoto, texts: Sequence[str]) -> Logits:
-        """(N, h, w) float32 logits of N phrases, a few phrases in one run."""
-        found = [np.zeros((0, 0, 0), np.float32)] if not texts else []
+    def _logits(self, encoded: EncodedPhoto, texts: Sequence[str]) -> list[Logits]:
+        """Logits of each phrase, a few phrases in one run."""
+        found: list[Logits] = []
         for first in range(0, len(texts), MAX_PHRASES):
             said = self.phrases(texts[first : first + MAX_PHRASES])
             results = self._pair({**encoded.features, **said})
-            found.append(np.asarray(self._pair.fetch(results["logits"])[:, 0], np.float32))
-        return found[0] if len(found) == 1 else np.concatenate(found)
+            found += list(np.asarray(self._pair.fetch(results["logits"])[:, 0], np.float32))
+        return found
 
     def _restore(
-        self, logits: Logits, encoded: EncodedPhoto, texts: Sequence[str]
+        self, logits: Sequence[Logits], encoded: EncodedPhoto, texts: Sequence[str]
     ) -> list[Segmentation]:
         """Logits to results at the photo's own size."""
         results = []

@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import cris_edge
-from cris_edge.bundle import Bundle, GraphSpec, write_specification, write_zip
+from cris_edge.bundle import PRECISIONS, Bundle, GraphSpec, write_specification, write_zip
 from cris_edge.errors import CrisEdgeError
 from export.errors import ExportError
 from export.graphs import Source, split
 from export.onnx import OPSET, export_onnx
 from export.openvino import export_openvino
 from export.tensorrt import VERSIONS, export_jetson, prove
-from export.verify import MAX_LOGITS, MIN_MASKS, PHRASES, Agreement, find_photos, table, verify
+from export.verify import PHRASES, Agreement, bounds, find_photos, in_words, table, verify
 from export.weights import check_finite, count_batch_norms, fold_batch_norms, round_to_half
 from training import checkpoint
 from training.checkpoint import Checkpoint
@@ -65,7 +65,6 @@ TARGETS = {
         facts={"opset": OPSET, "tensorrt": VERSIONS},
     ),
 }
-PRECISIONS = ("float32", "float16", "fp16")
 PREPARED = {
     "float32": "weights stay in float32",
     "float16": "weights rounded to float16; they are computed with in float32",
@@ -124,10 +123,9 @@ def build(job: Job, say: Callable[[str], None] = print) -> list[Agreement]:
         if (further := TARGETS[job.target].prove) is not None:
             further(bundle, photos, say)
         agreements = verify(bundle, kept.model, stored, kept.tokenizer, photos)
-        bounds = _bounds(bundle.precision)
-        say(f"agreement with torch (bounds: {', '.join(f'{k} {v}' for k, v in bounds.items())}):")
+        say(f"agreement with torch ({in_words(bundle.precision)}):")
         say(table(agreements))
-        verified = {"verification": _verification(agreements, len(photos), bounds)}
+        verified = {"verification": _verification(agreements, len(photos), bundle.precision)}
         bundle = write_specification(folder, dict(bundle.about) | verified)
         _put_in_place(bundle, out, job.zip, Path(workspace), say)
     return agreements
@@ -240,18 +238,11 @@ def _versions(target: str, notes: Mapping[str, str]) -> dict[str, str]:
     return versions | ({"trained_with_torch": notes["torch"]} if "torch" in notes else {})
 
 
-def _bounds(precision: str) -> dict[str, float]:
-    """What is asked of an agreement; in half precision masks alone count."""
-    return {"masks": MIN_MASKS} | ({} if precision == "fp16" else {"logits": MAX_LOGITS})
-
-
-def _verification(
-    agreements: Sequence[Agreement], photos: int, bounds: Mapping[str, float]
-) -> dict[str, Any]:
+def _verification(agreements: Sequence[Agreement], photos: int, precision: str) -> dict[str, Any]:
     return {
         "photos": photos,
         "phrases": list(PHRASES),
-        "bounds": dict(bounds),
+        "bounds": bounds(precision),
         "engines": [dataclasses.asdict(agreement) for agreement in agreements],
     }
 

@@ -7,44 +7,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cris_edge.bundle import PHRASES, GraphSpec, TensorSpec
+from cris_edge.bundle import GRAPHS, PHRASES, GraphSpec, TensorSpec
 from training.model import CRIS, PHRASE
 
 
-class Photo(nn.Module):
-    """Once a photo: normalisation, the image encoder, and what neck and projector take of it."""
+class Stage(nn.Module):
+    """One of a model's stages as a module of its own: `photo`, `phrase` or `pair`."""
 
-    def __init__(self, model: CRIS):
+    def __init__(self, model: CRIS, name: str):
         super().__init__()
-        self.model = model
+        self.model, self.name = model, name
 
-    def forward(self, frame: Tensor) -> tuple[Tensor, ...]:
-        """(1, S, S, 3) uint8 RGB to what is kept of a photo."""
-        return self.model.photo(frame)
-
-
-class Phrase(nn.Module):
-    """Once a phrase: the text encoder, and what decoder, neck and projector take of it."""
-
-    def __init__(self, model: CRIS):
-        super().__init__()
-        self.model = model
-
-    def forward(self, tokens: Tensor) -> tuple[Tensor, ...]:
-        """(N, L) int64 to what is kept of N phrases."""
-        return self.model.phrase(tokens)
-
-
-class Pair(nn.Module):
-    """Once a pair of photo and phrase: what is left of neck, decoder and projector."""
-
-    def __init__(self, model: CRIS):
-        super().__init__()
-        self.model, self.photo = model, len(model.photo_names)
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """One photo's tensors and N phrases' to logits (N, 1, S/4, S/4)."""
-        return self.model.pair(inputs[: self.photo], inputs[self.photo :])
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """What the model's method of that name gives."""
+        result: Tensor | tuple[Tensor, ...] = getattr(self.model, self.name)(*inputs)
+        return result
 
 
 @dataclass(frozen=True)
@@ -88,13 +65,12 @@ def split(model: CRIS) -> dict[str, Source]:
     # A start and an end token: a phrase of padding alone would attend to nothing.
     tokens = torch.zeros(EXAMPLES, config.word_len, dtype=torch.int64)
     tokens[:, :2] = torch.tensor([config.vocab_size - 2, config.vocab_size - 1])
-    photo, phrase = Photo(model), Phrase(model)
     with torch.no_grad():
-        features, texts = photo(frame), phrase(tokens)
-    kept = dict(zip(model.photo_names, features, strict=True))
-    said = dict(zip(PHRASE, texts, strict=True))
+        kept = dict(zip(model.photo_names, model.photo(frame), strict=True))
+        said = dict(zip(PHRASE, model.phrase(tokens), strict=True))
+    photo, phrase, pair = (Stage(model, name) for name in GRAPHS)
     return {
         "photo": Source(photo, {"frame": frame}, tuple(kept)),
         "phrase": Source(phrase, {"tokens": tokens}, tuple(said), ("tokens", *said)),
-        "pair": Source(Pair(model), kept | said, ("logits",), (*said, "logits")),
+        "pair": Source(pair, kept | said, ("logits",), (*said, "logits")),
     }

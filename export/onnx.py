@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import io
 import logging
 import warnings
@@ -17,8 +16,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnxscript import optimizer
 
-from cris_edge.bundle import PHRASES
-from cris_edge.segmenter import MAX_PHRASES
+from cris_edge.bundle import MAX_PHRASES, PHRASES
 from export.errors import ExportError
 from export.graphs import Source
 from export.weights import MIN_HALF
@@ -84,12 +82,8 @@ def _dynamic(source: Source) -> tuple[Any, ...] | None:
     if not source.batched:
         return None
     phrases = torch.export.Dim(PHRASES, min=1, max=MAX_PHRASES)
-    shapes = tuple({0: phrases} if name in source.batched else {} for name in source.inputs)
-    variadic = any(
-        p.kind is p.VAR_POSITIONAL
-        for p in inspect.signature(source.module.forward).parameters.values()
-    )
-    return (shapes,) if variadic else shapes
+    # One entry for each parameter of `forward`, of which a stage has one: `*inputs`.
+    return (tuple({0: phrases} if name in source.batched else {} for name in source.inputs),)
 
 
 @contextlib.contextmanager

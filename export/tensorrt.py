@@ -18,15 +18,17 @@ from onnx import TensorProto, numpy_helper
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
+from cris_edge import Segmenter
 from cris_edge.bundle import Bundle
 from cris_edge.engines import installed, open_engine
 from cris_edge.errors import EngineError
 from cris_edge.photo import as_photo
+from cris_edge.segmenter import Info
 from cris_edge.tokenizer import Tokenizer
 from export.errors import ExportError
 from export.graphs import Source
 from export.onnx import export_onnx, strip
-from export.verify import PHRASES
+from export.verify import run_graphs
 
 VERSIONS = ">=10.3,<12"
 """Of TensorRT: JetPack 6.1 has 10.3, whose parser knows the opset and every node; 7.2 has 11."""
@@ -160,7 +162,7 @@ def largest_halves(bundle: Bundle, photos: Sequence[Path]) -> dict[str, tuple[st
 
     Args:
         bundle: its graphs are computed in half precision.
-        photos: files; each is paired with every phrase of `PHRASES`.
+        photos: files; each is paired with every phrase of `export.verify`.
 
     Returns:
         For each graph the tensor's name and the largest magnitude in it; infinity beyond float16.
@@ -169,15 +171,16 @@ def largest_halves(bundle: Bundle, photos: Sequence[Path]) -> dict[str, tuple[st
         InputError: a photo cannot be read.
     """
     probes = {name: _Probe(bundle.path(spec.file)) for name, spec in bundle.graphs.items()}
-    tokenizer = Tokenizer.load(bundle.path(bundle.tokenizer))
-    texts = [
-        probes["phrase"]({"tokens": tokenizer.encode(phrase, bundle.word_len)[None]})
-        for phrase in PHRASES
-    ]
+    segmenter = Segmenter.from_graphs(
+        bundle.letterbox,
+        Tokenizer.load(bundle.path(bundle.tokenizer)),
+        bundle.word_len,
+        bundle.threshold,
+        probes,
+        Info(bundle.name, bundle.precision, bundle.letterbox.size, "probe", "", None),
+    )
     for path in photos:
-        features = probes["photo"]({"frame": bundle.letterbox.frame(as_photo(path))[None]})
-        for text in texts:
-            probes["pair"](features | text)
+        run_graphs(segmenter, as_photo(path))
     return {name: probe.largest() for name, probe in probes.items()}
 
 
@@ -209,6 +212,10 @@ class _Probe:
             largest = np.max(np.abs(results[name]), initial=0)
             self._peaks[name] = float(np.maximum(peak, largest))
         return {name: results[name] for name in self._outputs}
+
+    def fetch(self, value: NDArray[Any]) -> NDArray[Any]:
+        """A result as an array, which it is."""
+        return value
 
     def largest(self) -> tuple[str, float]:
         """The tensor that holds the largest value so far, and that; no number counts as more."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 from cris_edge import Segmenter
 from cris_edge.bundle import Bundle
 from cris_edge.engines import answers, installed, open_engine
-from cris_edge.engines.base import Engine, Graph
+from cris_edge.engines.base import Engine
 from cris_edge.errors import EngineError
-from cris_edge.letterbox import Letterbox
 from cris_edge.photo import Photo, as_photo
 from cris_edge.tokenizer import Tokenizer
 from export.errors import ExportError
 from training.model import CRIS
-from training.predictor import letterbox_of, torch_graphs, torch_segmenter
+from training.predictor import torch_segmenter
 
 MAX_LOGITS = 1e-3
 """Greatest absolute difference of a logit from torch with the same weights."""
@@ -63,11 +62,26 @@ class Agreement:
 
     def holds(self, precision: str) -> bool:
         """Within the bounds for that precision of the weights; what is no number is not."""
-        if precision == "fp16":
-            # Half precision throughout moves logits by more, most where they are far from 0.
-            return math.isfinite(self.logits) and self.masks_mean >= MIN_MASKS
+        asked = bounds(precision)
         masks = self.masks if precision == "float32" else self.masks_mean
-        return self.logits <= MAX_LOGITS and masks >= MIN_MASKS
+        near = math.isfinite(self.logits) and self.logits <= asked.get("logits", math.inf)
+        return near and masks >= asked["masks"]
+
+
+def bounds(precision: str) -> dict[str, float]:
+    """The most that logits may differ by, and the least share of equal pixels.
+
+    Half precision throughout moves logits by more, most where they are far from 0: there masks
+    alone count.
+    """
+    return {"masks": MIN_MASKS} | ({} if precision == "fp16" else {"logits": MAX_LOGITS})
+
+
+def in_words(precision: str) -> str:
+    """The bounds for people."""
+    asked = bounds(precision)
+    logits = f"logits within {asked['logits']} and " if "logits" in asked else ""
+    return f"{logits}masks on {asked['masks']:.1%} of pixels or more"
 
 
 def find_photos(places: Sequence[Path]) -> list[Path]:
@@ -128,11 +142,9 @@ def verify(
         raise ExportError(f"the checkpoint itself cannot be run: {error}") from error
     agreements = [_compare(engine, bundle, pixels, expected) for engine in engines]
     if not all(agreement.holds(bundle.precision) for agreement in agreements):
-        logits = "" if bundle.precision == "fp16" else f"logits within {MAX_LOGITS} and "
         raise ExportError(
-            f"{bundle.name}: the export does not agree with torch. Expected {logits}masks on "
-            f"{MIN_MASKS:.1%} of pixels or more; got\n"
-            f"{table(agreements)}\nNothing was written"
+            f"{bundle.name}: the export does not agree with torch. Expected "
+            f"{in_words(bundle.precision)}; got\n{table(agreements)}\nNothing was written"
         )
     return agreements
 
@@ -150,28 +162,22 @@ class _Reference:
     """Torch, by way of the runtime's own photo and phrase preparation."""
 
     def __init__(self, checkpoint: CRIS, stored: CRIS, tokenizer: Tokenizer, threshold: float):
-        self._segmenter = torch_segmenter(checkpoint, tokenizer, threshold)
-        self._prepare = letterbox_of(checkpoint.config), tokenizer, checkpoint.config.word_len
-        self._stored, self._checkpoint = torch_graphs(stored), torch_graphs(checkpoint)
+        self._checkpoint = torch_segmenter(checkpoint, tokenizer, threshold)
+        self._stored = torch_segmenter(stored, tokenizer, threshold)
 
     def results(self, photo: Photo) -> _Expected:
         return _Expected(
-            stored=_logits(self._stored, *self._prepare, photo),
-            checkpoint=_logits(self._checkpoint, *self._prepare, photo),
-            masks=[result.mask for result in self._segmenter.predict(photo, PHRASES)],
+            stored=run_graphs(self._stored, photo),
+            checkpoint=run_graphs(self._checkpoint, photo),
+            masks=[result.mask for result in self._checkpoint.predict(photo, PHRASES)],
         )
 
 
-def _logits(
-    graphs: Mapping[str, Graph],
-    letterbox: Letterbox,
-    tokenizer: Tokenizer,
-    word_len: int,
-    photo: Photo,
-) -> list[NDArray[np.float32]]:
-    """A graph at a time: first each phrase by itself, then all of them in one batch."""
-    features = graphs["photo"]({"frame": letterbox.frame(photo)[None]})
-    tokens = [tokenizer.encode(phrase, word_len)[None] for phrase in PHRASES]
+def run_graphs(segmenter: Segmenter, photo: Photo) -> list[NDArray[np.float32]]:
+    """Logits (1, h, w) of a photo and `PHRASES`: each by itself, then all of them in one batch."""
+    graphs, phrases = segmenter.graphs, segmenter.phrases
+    features = graphs["photo"]({"frame": segmenter.letterbox.frame(photo)[None]})
+    tokens = [phrases.tokenizer.encode(phrase, phrases.word_len)[None] for phrase in PHRASES]
     results = []
     for batch in (*tokens, np.concatenate(tokens)):
         pair = graphs["pair"]({**features, **graphs["phrase"]({"tokens": batch})})
@@ -184,13 +190,12 @@ def _compare(
 ) -> Agreement:
     """One engine: its logits graph by graph, its masks by the runtime as a user calls it."""
     segmenter = Segmenter(bundle.folder, engine=engine.name)
-    prepare = bundle.letterbox, Tokenizer.load(bundle.path(bundle.tokenizer)), bundle.word_len
     stored: list[float] = []
     checkpoint: list[float] = []
     masks: list[float] = []
     coverage: list[float] = []
     for photo, wanted in zip(photos, expected, strict=True):
-        logits = _logits(segmenter.graphs, *prepare, photo)
+        logits = run_graphs(segmenter, photo)
         stored += map(_distance, logits, wanted.stored)
         checkpoint += map(_distance, logits, wanted.checkpoint)
         results = segmenter.predict(photo, PHRASES)

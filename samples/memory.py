@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
-import resource
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from cris_edge import Segmenter
 from cris_edge.engines import ENGINES
 from cris_edge.errors import CrisEdgeError
 from cris_edge.photo import Photo
+from samples.bench.process import peak_memory
 
 SIZES = ((96, 128), (128, 96), (120, 120), (64, 160))
 SAME = "the man in the red shirt"
@@ -37,8 +37,7 @@ def resident() -> int:
     statm = Path("/proc/self/statm")
     if statm.is_file():
         return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak_memory()
 
 
 def photos() -> Iterator[Photo]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,6 +27,8 @@ from tests.scenes import small_model, small_tokenizer
 from training import checkpoint
 from training.model import CRIS
 from training.predictor import torch_segmenter
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SAMPLES = Path(__file__).parent.parent / "samples" / "photos"
 PHOTOS = (SAMPLES / "000000196393.jpg", SAMPLES / "000000000785.jpg")
@@ -66,15 +68,6 @@ def make_model(parts: str, tokenizer: Tokenizer) -> CRIS:
         )
         model = CRIS(student)
     return seasoned(model)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other are slow on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

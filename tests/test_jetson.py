@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import platform
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,8 @@ import trtcheck
 from onnx import TensorProto, helper, numpy_helper
 
 from cris_edge import Segmenter
-from cris_edge.bundle import Bundle
+from cris_edge.bundle import MAX_PHRASES, Bundle
 from cris_edge.engines import installed
-from cris_edge.segmenter import MAX_PHRASES
 from cris_edge.tokenizer import Tokenizer
 from export.build import Job, build, main
 from export.errors import ExportError
@@ -42,6 +40,8 @@ from training.model import CRIS
 from training.model.config import MODELS
 from training.predictor import torch_segmenter
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 GRAPHS = ("photo", "phrase", "pair")
 SIZES = ("small", "cris_edge_s")
 TARGETS = (None, "SM86")
@@ -61,15 +61,6 @@ def make_model(name: str, tokenizer: Tokenizer) -> CRIS:
     if name == "cris_edge_s":
         config = dataclasses.replace(config, vocab_size=tokenizer.vocab_size)
     return seasoned(CRIS(config))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other are slow on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

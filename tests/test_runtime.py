@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from cris_edge import InputError, Segmenter
+from cris_edge.bundle import MAX_PHRASES
 from cris_edge.phrases import Phrases
-from cris_edge.segmenter import MAX_PHRASES
 from tests.scenes import small_tokenizer
 from tests.test_segmenter import ENGINES, PHRASES, photo, sensitive_model, write_sensitive_bundle
 from training.predictor import letterbox_of, torch_graphs

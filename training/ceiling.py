@@ -19,7 +19,6 @@ from tqdm import tqdm
 from cris_edge.errors import CrisEdgeError
 from cris_edge.letterbox import Letterbox
 from training.arguments import at_least
-from training.data.items import OUTLINE
 from training.data.labels import MASK_STRIDE, Labels
 from training.data.references import Sentences
 from training.data.samples import Sample
@@ -46,11 +45,7 @@ def ceiling(samples: Sequence[Sample], size: int, outlines: str) -> float:
     for sample in tqdm(samples, f"{size} px, {outlines}", leave=False, mininterval=1):
         height, width = sample.photo.height, sample.photo.width
         labels = Labels(sample.photo, letterbox.matrix(height, width))
-        side = size // MASK_STRIDE
-        if outlines == "published":
-            target = labels.mask(sample.instance, side)
-        else:
-            target = labels.coverage(sample.instance, side) ** np.float32(OUTLINE)
+        target = labels.taught(sample.instance, size // MASK_STRIDE, outlines)
         back = letterbox.restore(_logits(target), height, width) > THRESHOLD
         reached.append(iou(back, sample.instance.mask().astype(bool)))
     return float(np.mean(reached))

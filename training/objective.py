@@ -58,12 +58,12 @@ class Objective(nn.Module):
         c3, c4, c5 = model.encode_image(image.contiguous(memory_format=layout))
         photo = each(model.look(c3, c4, c5), len(batch["tokens"]))
         if self.nouns is None:
-            return model.pair(photo, model.phrase(batch["tokens"])), None
+            return model.pair(*photo, *model.phrase(batch["tokens"])), None
         phrases = len(batch["tokens"])
         # Phrases and nouns share one pass through the text encoder.
         words, sentence, padding = model.encode_text(torch.cat([batch["tokens"], batch["nouns"]]))
         phrase = model.read(words[:phrases], sentence[:phrases], padding[:phrases])
-        logits = model.pair(photo, phrase)
+        logits = model.pair(*photo, *phrase)
         return logits, self.nouns(c4, c5, sentence[phrases:]).float()
 
     def _losses(self, batch: Batch, logits: Tensor, named: Tensor | None) -> dict[str, Tensor]:

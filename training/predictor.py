@@ -123,14 +123,10 @@ def letterbox_of(config: CRISConfig) -> Letterbox:
 def torch_graphs(model: CRIS) -> dict[str, Graph]:
     """The graphs `photo`, `phrase` and `pair` of a bundle, computed by a model in torch."""
     photo = model.photo_names
-
-    def pair(*inputs: Tensor) -> Tensor:
-        return model.pair(inputs[: len(photo)], inputs[len(photo) :])
-
     return {
         "photo": _TorchGraph(model, model.photo, ("frame",), photo),
         "phrase": _TorchGraph(model, model.phrase, ("tokens",), PHRASE),
-        "pair": _TorchGraph(model, pair, (*photo, *PHRASE), ("logits",)),
+        "pair": _TorchGraph(model, model.pair, (*photo, *PHRASE), ("logits",)),
     }
 
 

@@ -59,8 +59,6 @@ def train(recipe: Recipe, out: Path, resume: bool, device: torch.device) -> None
     try:
         while trainer.epoch < recipe.epochs:
             train_epoch(trainer, out, run_log)
-            # Validation takes a while, and may fail: the epoch is not lost by it.
-            save_state(trainer, out)
             finish_epoch(trainer, out, run_log)
     except (CheckpointError, DataError) as error:
         # A file that cannot be written, or a photo that cannot be read.
@@ -108,10 +106,14 @@ def train_epoch(trainer: Trainer, out: Path, run_log: RunLog | None) -> None:
 
 def finish_epoch(trainer: Trainer, out: Path, run_log: RunLog | None) -> None:
     """Validate where it is time to, keep what is best, and write the state."""
-    recipe = trainer.recipe
-    record: dict = {"step": trainer.step, "epoch": trainer.epoch + 1}
+    recipe, epoch = trainer.recipe, trainer.epoch + 1
+    judged = epoch % recipe.validate_every == 0 or epoch == recipe.epochs
+    if judged:
+        # Validation takes a while, and may fail: the epoch is not lost by it.
+        save_state(trainer, out)
+    record: dict = {"step": trainer.step, "epoch": epoch}
     record["epoch_losses"] = trainer.end_epoch()
-    if trainer.epoch % recipe.validate_every == 0 or trainer.epoch == recipe.epochs:
+    if judged:
         segmenter = torch_segmenter(trainer.judged, trainer.data.tokenizer)
         found = {
             name: evaluate_samples(segmenter, samples)

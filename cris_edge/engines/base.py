@@ -1,4 +1,4 @@
-"""What every engine offers: a dictionary of arrays in, a dictionary of owned arrays out."""
+"""What every engine offers: a dictionary of tensors in, a dictionary of owned tensors out."""
 
 from __future__ import annotations
 
@@ -62,8 +62,15 @@ def check_tensors(
             )
 
 
-def check_inputs(spec: GraphSpec, inputs: Mapping[str, Value]) -> None:
+def check_inputs(
+    spec: GraphSpec, inputs: Mapping[str, Value], kinds: tuple[Any, ...] = (np.ndarray,)
+) -> None:
     """Refuse inputs that are missing, and arrays of other shapes or types than the graph's.
+
+    Args:
+        spec: what goes in.
+        inputs: by name.
+        kinds: of values that have a numpy `shape` and `dtype`; the engine answers for others.
 
     Raises:
         EngineError: with what was expected and what came.
@@ -72,9 +79,9 @@ def check_inputs(spec: GraphSpec, inputs: Mapping[str, Value]) -> None:
         array = inputs.get(tensor.name)
         if array is None:
             raise EngineError(f"{spec.file}: the input {tensor.name!r} is missing")
-        if not isinstance(array, np.ndarray):
+        if not isinstance(array, kinds):
             continue
-        if not tensor.fits(array.shape) or array.dtype != tensor.dtype:
+        if not tensor.fits(tuple(array.shape)) or array.dtype != tensor.dtype:
             raise EngineError(
                 f"{spec.file}: {tensor.name} must be {tensor.dtype} {tensor.shape}, "
                 f"not {array.dtype} {array.shape}"

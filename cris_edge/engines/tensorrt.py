@@ -216,7 +216,6 @@ class TensorRtGraph:
         Raises:
             EngineError: the inputs do not fit, or TensorRT or CUDA failed.
         """
-        check_inputs(self._spec, inputs)
         count = count_phrases(self._spec, inputs)
         lanes = self._local.__dict__.setdefault("lanes", {})
         # Recorded work is for one shape; most often there is one phrase, or the graph has none.
@@ -249,18 +248,12 @@ def count_phrases(spec: GraphSpec, inputs: Mapping[str, Value]) -> int:
     """How many phrases the inputs hold; 1 for a graph without any.
 
     Raises:
-        EngineError: too many, none, different numbers, or a tensor of the device does not fit.
+        EngineError: an input is missing or does not fit; too many phrases, none, or different
+            numbers of them.
     """
-    counts = set()
-    for tensor in spec.inputs:
-        value = inputs[tensor.name]
-        if not tensor.fits(tuple(value.shape)) or value.dtype != tensor.dtype:
-            raise EngineError(
-                f"{spec.file}: {tensor.name} must be {tensor.dtype} {tensor.shape}, "
-                f"not {value.dtype} {value.shape}"
-            )
-        if tensor.shape[:1] == (PHRASES,):
-            counts.add(int(value.shape[0]))
+    check_inputs(spec, inputs, (np.ndarray, DeviceTensor))
+    batched = [tensor.name for tensor in spec.inputs if tensor.shape[:1] == (PHRASES,)]
+    counts = {int(inputs[name].shape[0]) for name in batched}
     if len(counts) > 1 or not counts <= set(range(BATCH[0], BATCH[-1] + 1)):
         raise EngineError(
             f"{spec.file}: expected {BATCH[0]} to {BATCH[-1]} phrases, the same number in every "

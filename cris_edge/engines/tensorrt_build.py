@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cris_edge.bundle import PHRASES, GraphSpec, TensorSpec
+from cris_edge.bundle import MAX_PHRASES, PHRASES, GraphSpec, TensorSpec
 from cris_edge.engines.base import check_tensors
 from cris_edge.errors import EngineError
-from cris_edge.segmenter import MAX_PHRASES
 
 logger = logging.getLogger(__name__)
 

@@ -10,13 +10,7 @@ from samples.bench.machine import in_words
 
 Row = dict[str, Any]
 CALLS = {"both": "both new", "photo": "new photo", "phrase": "new phrase"}
-STAGES = {
-    "prepare": "prepare",
-    "photo": "photo",
-    "phrase": "phrase",
-    "pair": "pair",
-    "back": "back",
-}
+STAGES = ("prepare", "photo", "phrase", "pair", "back")
 IDLE = 1.0
 """Seconds of processor time while waiting, from which on the table warns."""
 
@@ -107,7 +101,7 @@ CALL_COLUMNS: dict[str, Callable[[Row], str]] = {
     "of eight": _times("eight"),
 }
 STAGE_COLUMNS: dict[str, Callable[[Row], str]] = {
-    **{title: _within("stages", name) for name, title in STAGES.items()},
+    **{name: _within("stages", name) for name in STAGES},
     "a frame in a stream": _within("frames", "stream"),
     "one by one": _within("frames", "one_by_one"),
     "peak memory": lambda row: _mb(row["peak_bytes"]),

@@ -16,15 +16,41 @@ from samples.bench.subjects import milliseconds
 from samples.reference import PlainCRIS
 from training.data.vocabulary import clip_merges
 from training.model import CRIS
-from training.model.config import R50
-from training.predictor import THRESHOLD, letterbox_of
+from training.model.config import R50, THRESHOLD
+from training.predictor import letterbox_of
 
 
 class _Pairwise:
     """A model that keeps nothing: every pair of photo and phrase costs a whole forward."""
 
-    def mask(self, frame: Photo, phrase: str) -> object:
+    name: str
+    input_size: int
+
+    def prepare(self, frame: Photo) -> Any:
+        """What the model takes of a photo."""
         raise NotImplementedError
+
+    def logits(self, image: Any, phrase: str) -> Tensor:
+        """What the model gives for what was prepared."""
+        raise NotImplementedError
+
+    def restore(self, logits: Tensor, frame: Photo) -> object:
+        """The mask at the photo's size."""
+        raise NotImplementedError
+
+    def describe(self) -> dict[str, Any]:
+        """Sizes and torch's version."""
+        return {
+            "model": self.name,
+            "precision": "float32",
+            "input_size": self.input_size,
+            "engine_version": torch.__version__,
+            "bundle_bytes": None,
+        }
+
+    def mask(self, frame: Photo, phrase: str) -> object:
+        """From the frame to the mask."""
+        return self.restore(self.logits(self.prepare(frame), phrase), frame)
 
     def predict(self, frame: Photo, phrases: list[str]) -> object:
         """One pair after the other."""
@@ -42,9 +68,24 @@ class _Pairwise:
         """There is no other way than one by one."""
         return None
 
+    def stages(self, frame: Photo, phrase: str) -> dict[str, float | None]:
+        """The whole model is one stage, `pair`."""
+        image = self.prepare(frame)
+        logits = self.logits(image, phrase)
+        return {
+            "prepare": milliseconds(lambda: self.prepare(frame)),
+            "photo": None,
+            "phrase": None,
+            "pair": milliseconds(lambda: self.logits(image, phrase)),
+            "back": milliseconds(lambda: self.restore(logits, frame)),
+        }
+
 
 class PlainSubject(_Pairwise):
     """CRIS R50 at 416 px in float32, as the authors' code evaluates it."""
+
+    name = R50.name
+    input_size = R50.input_size
 
     def __init__(self, threads: int):
         from cris_edge.tokenizer import build
@@ -54,25 +95,15 @@ class PlainSubject(_Pairwise):
         self.model = PlainCRIS(CRIS(R50)).eval()
         self.letterbox, self.tokenizer = letterbox_of(R50), build(clip_merges())
 
-    def describe(self) -> dict[str, Any]:
-        """Sizes and torch's version."""
-        return {
-            "model": R50.name,
-            "precision": "float32",
-            "input_size": R50.input_size,
-            "engine_version": torch.__version__,
-            "bundle_bytes": None,
-        }
-
-    def mask(self, frame: Photo, phrase: str) -> object:
-        """Letterbox, forward, and the way back."""
-        return self.restore(self.logits(self.letterbox.frame(frame), phrase), frame)
+    def prepare(self, frame: Photo) -> Photo:
+        """Letterboxed: (416, 416, 3) uint8 RGB."""
+        return self.letterbox.frame(frame)
 
     @torch.inference_mode()
-    def logits(self, square: Photo, phrase: str) -> Tensor:
+    def logits(self, image: Photo, phrase: str) -> Tensor:
         """(1, 1, 104, 104) of a letterboxed photo."""
         tokens = torch.from_numpy(self.tokenizer.encode(phrase, R50.word_len))[None]
-        return self.model(torch.from_numpy(square)[None], tokens)
+        return self.model(torch.from_numpy(image)[None], tokens)
 
     @torch.inference_mode()
     def restore(self, logits: Tensor, frame: Photo) -> object:
@@ -85,23 +116,12 @@ class PlainSubject(_Pairwise):
         warped = cv2.warpAffine(square, inverse, (width, height), flags=cv2.INTER_CUBIC)
         return np.asarray(warped) > THRESHOLD
 
-    def stages(self, frame: Photo, phrase: str) -> dict[str, float | None]:
-        """The whole model is one stage, `pair`."""
-        square = self.letterbox.frame(frame)
-        logits = self.logits(square, phrase)
-        return {
-            "prepare": milliseconds(lambda: self.letterbox.frame(frame)),
-            "photo": None,
-            "phrase": None,
-            "pair": milliseconds(lambda: self.logits(square, phrase)),
-            "back": milliseconds(lambda: self.restore(logits, frame)),
-        }
-
 
 class ClipSegSubject(_Pairwise):
     """CLIPSeg with the sizes of its published checkpoint, for scale: it knows no instances."""
 
-    side = 352
+    name = "clipseg"
+    input_size = 352
     words = 17
     """Tokens of a phrase, as many as CRIS reads; its own tokenizer would have to be fetched."""
 
@@ -114,19 +134,9 @@ class ClipSegSubject(_Pairwise):
         config = CLIPSegConfig(vision_config={"patch_size": 16})
         self.model = CLIPSegForImageSegmentation(config).eval()
 
-    def describe(self) -> dict[str, Any]:
-        """Sizes and torch's version."""
-        return {
-            "model": "clipseg",
-            "precision": "float32",
-            "input_size": self.side,
-            "engine_version": torch.__version__,
-            "bundle_bytes": None,
-        }
-
     def prepare(self, frame: Photo) -> Tensor:
         """(1, 3, 352, 352), about normalised; the photo is stretched, as its own code does."""
-        square = cv2.resize(frame, (self.side, self.side))[:, :, ::-1]
+        square = cv2.resize(frame, (self.input_size, self.input_size))[:, :, ::-1]
         image = np.ascontiguousarray(square.transpose(2, 0, 1), np.float32) / 127.5 - 1
         return torch.from_numpy(image)[None]
 
@@ -136,25 +146,9 @@ class ClipSegSubject(_Pairwise):
         letters = [300 + ord(letter) for letter in phrase[: self.words - 2]]
         ids = torch.tensor([[49406, *letters, 49407]])
         found = self.model(input_ids=ids, pixel_values=image).logits
-        return found.reshape(1, self.side, self.side)
+        return found.reshape(1, self.input_size, self.input_size)
 
     def restore(self, logits: Tensor, frame: Photo) -> object:
         """Stretched back to the photo."""
         height, width = frame.shape[:2]
         return cv2.resize(logits[0].sigmoid().numpy(), (width, height)) > THRESHOLD
-
-    def mask(self, frame: Photo, phrase: str) -> object:
-        """From the frame to the mask."""
-        return self.restore(self.logits(self.prepare(frame), phrase), frame)
-
-    def stages(self, frame: Photo, phrase: str) -> dict[str, float | None]:
-        """The whole model is one stage, `pair`."""
-        image = self.prepare(frame)
-        logits = self.logits(image, phrase)
-        return {
-            "prepare": milliseconds(lambda: self.prepare(frame)),
-            "photo": None,
-            "phrase": None,
-            "pair": milliseconds(lambda: self.logits(image, phrase)),
-            "back": milliseconds(lambda: self.restore(logits, frame)),
-        }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +16,6 @@ from cris_edge.tokenizer import Tokenizer
 from training.data.coco import Instance, Photo
 from training.data.labels import CATEGORY_STRIDE, MASK_STRIDE, Labels
 from training.errors import DataError
-from training.model.config import THRESHOLD
-
-OUTLINE = math.log(THRESHOLD) / math.log(0.5)
-"""Exponent by which a cell that is half covered has the probability at which a mask ends."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +93,8 @@ class ItemMaker:
             matrix = self.letterbox.matrix(photo.height, photo.width)
         targets = [phrase.instance for phrase in phrases]
         labels = Labels(photo, matrix)
-        masks = np.stack([self._mask(labels, target, side) for target in targets])
+        outlines = "published" if self._as_published else "covered"
+        masks = np.stack([labels.taught(target, side, outlines) for target in targets])
         ignore = np.zeros((side, side), bool) if self._as_published else labels.crowds(side)
         item = {
             "image": torch.from_numpy(self.letterbox.warp(picture, matrix)),
@@ -113,11 +109,6 @@ class ItemMaker:
             categories = labels.categories(size // CATEGORY_STRIDE)
             item["categories"] = torch.from_numpy(categories)
         return item
-
-    def _mask(self, labels: Labels, target: Instance | None, side: int) -> NDArray[np.float32]:
-        if self._as_published:
-            return labels.mask(target, side)
-        return np.asarray(labels.coverage(target, side) ** OUTLINE, np.float32)
 
     def _encode(self, text: str) -> NDArray[np.int64]:
         return self._tokenizer.encode(text, self._word_len)

@@ -1,5 +1,6 @@
 """A photo's labels, drawn where the input shows them."""
 
+import math
 from typing import Any
 
 import cv2
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 
 from training.data.coco import Instance, Photo
 from training.data.nouns import CATEGORY_INDEX
+from training.model.config import THRESHOLD
 
 MASK_STRIDE = 4
 """Input pixels per logit."""
@@ -15,6 +17,8 @@ FINER = 4
 """Samples of a cell along an axis."""
 CATEGORY_STRIDE = 8
 UNKNOWN = -1
+OUTLINE = math.log(THRESHOLD) / math.log(0.5)
+"""Exponent by which a cell that is half covered has the probability at which a mask ends."""
 
 
 def _step(side: int) -> float:
@@ -41,6 +45,18 @@ class Labels:
         drawn = self._draw(instance) * np.uint8(255)
         warped = self._warp(drawn, side, MASK_STRIDE, cv2.INTER_LINEAR)
         return np.asarray(warped / np.float32(255), np.float32)
+
+    def taught(self, instance: Instance | None, side: int, outlines: str) -> NDArray[np.float32]:
+        """What a model is taught of a mask, in [0, 1], float32 (side, side).
+
+        Args:
+            instance: None is empty.
+            side: of the logits.
+            outlines: `published` or `covered`, as in a recipe.
+        """
+        if outlines == "published":
+            return self.mask(instance, side)
+        return np.asarray(self.coverage(instance, side) ** np.float32(OUTLINE), np.float32)
 
     def coverage(self, instance: Instance | None, side: int) -> NDArray[np.float32]:
         """Share of each logit's cell that the mask covers: float32 (side, side); None is empty.

@@ -30,7 +30,7 @@ def multiply_adds(model: CRIS) -> dict[str, int]:
         tokens = torch.zeros(1, model.config.word_len, dtype=torch.int64)
         photo, photo_cost = _counted(model.photo, frame)
         phrase, phrase_cost = _counted(model.phrase, tokens)
-        _, pair_cost = _counted(model.pair, photo, phrase)
+        _, pair_cost = _counted(model.pair, *photo, *phrase)
     return {"photo": photo_cost, "phrase": phrase_cost, "pair": pair_cost}
 
 

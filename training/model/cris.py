@@ -98,15 +98,15 @@ class CRIS(nn.Module):
         gate, kernel = self.neck.read(sentence), self.projector.read(sentence)
         return *self.decoder.read(words), mask, gate, *kernel
 
-    def pair(self, photo: Sequence[Tensor], phrase: Sequence[Tensor]) -> Tensor:
+    def pair(self, *inputs: Tensor) -> Tensor:
         """Photos and phrases, pair by pair: logits (N, 1, H/4, W/4).
 
         Args:
-            photo: what `photo` gave of N photos, or of one for N phrases.
-            phrase: what `phrase` gave of N phrases.
+            inputs: what `photo` gave of N photos, or of one for N phrases; then what `phrase` gave
+                of N phrases.
         """
-        p3, p4, p5, *detail = photo
-        keys, values, padding, gate, kernel, bias = phrase
+        p3, p4, p5, *detail = inputs[: -len(PHRASE)]
+        keys, values, padding, gate, kernel, bias = inputs[-len(PHRASE) :]
         fused = self.decoder(self.neck(p3, p4, p5, gate), keys, values, padding)
         return self.projector(fused, kernel, bias, *detail)
 
@@ -120,7 +120,7 @@ class CRIS(nn.Module):
         Returns:
             (B * K, 1, H/4, W/4) logits.
         """
-        return self.pair(each(self.photo(frame), len(tokens)), self.phrase(tokens))
+        return self.pair(*each(self.photo(frame), len(tokens)), *self.phrase(tokens))
 
     def stages(self, image: Tensor, tokens: Tensor) -> dict[str, Tensor]:
         """Every stage's result by name, for comparing implementations: one phrase a photo."""
