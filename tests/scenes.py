@@ -18,9 +18,6 @@ from export.onnx import export_onnx
 from training.data.vocabulary import clip_merges
 from training.model import CRIS, CRISConfig
 
-# For models this small a second thread costs more than it gives.
-torch.set_num_threads(1)
-
 CATEGORIES = {1: "person", 3: "car", 18: "dog"}
 COLOURS = {1: (60, 120, 220), 3: (200, 60, 30), 18: (40, 160, 40)}
 HEIGHTS = (96, 120, 80, 100)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -12,62 +10,20 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from torch import Tensor, nn
 
 from cris_edge import EngineError, Segmenter
 from cris_edge.bundle import Bundle, sha256
 from cris_edge.tokenizer import Tokenizer
-from export.build import Job, build, main
+from export.build import Job, build
 from export.errors import ExportError
-from export.graphs import Source, split
-from export.onnx import export_onnx
-from export.verify import MAX_PHOTOS, PHRASES, find_photos, verify
+from export.graphs import split
+from export.verify import PHRASES, verify
 from export.weights import count_batch_norms, fold_batch_norms, round_to_half
+from tests.export_models import NOTES, PARTS, PHOTOS, make_model, seasoned
 from tests.scenes import small_model, small_tokenizer
 from training import checkpoint
 from training.model import CRIS
 from training.predictor import torch_segmenter
-
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-SAMPLES = Path(__file__).parent.parent / "samples" / "photos"
-PHOTOS = (SAMPLES / "000000196393.jpg", SAMPLES / "000000000785.jpg")
-PARTS = ("clip_resnet", "student")
-NOTES = {
-    "accuracy": json.dumps({"split": "val", "mIoU": 12.5}),
-    "training_data": "made-up scenes",
-    "licence": "CC0-1.0",
-    "torch": "2.6.0",
-}
-
-
-def seasoned(model: CRIS) -> CRIS:
-    """Batch norms with statistics of their own, and logits that differ from pixel to pixel."""
-    generator = torch.Generator().manual_seed(1)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            shape = module.running_mean.shape
-            module.running_mean.copy_(0.1 * torch.randn(shape, generator=generator))
-            module.running_var.copy_(1 + torch.rand(shape, generator=generator))
-    with torch.no_grad():
-        model.projector.kernel.weight.mul_(2)
-        model.projector.kernel.bias[-1] = -0.6
-    return model.eval()
-
-
-def make_model(parts: str, tokenizer: Tokenizer) -> CRIS:
-    model = small_model(tokenizer)
-    if parts == "student":
-        torch.manual_seed(0)
-        student = dataclasses.replace(
-            model.config,
-            name="small_student",
-            image_encoder="tf_efficientnet_lite0",
-            separable=True,
-            detail=True,
-        )
-        model = CRIS(student)
-    return seasoned(model)
 
 
 @pytest.fixture(scope="module")
@@ -241,6 +197,24 @@ def test_graphs_hold_no_scatter_nodes_and_no_batch_norm(built: Built) -> None:
     assert counts["LayerNormalization"] > 0
 
 
+def test_another_model_is_noticed(
+    built: Built, models: dict[str, CRIS], tokenizer: Tokenizer
+) -> None:
+    bundle = Bundle.open(built("clip_resnet", "onnx", "float32"))
+    verify(bundle, models["clip_resnet"], models["clip_resnet"], tokenizer, PHOTOS[:1])
+    other = seasoned(small_model(tokenizer, seed=5))
+    with pytest.raises(ExportError, match="does not agree with torch"):
+        verify(bundle, other, other, tokenizer, PHOTOS[:1])
+
+
+def test_split_describes_what_goes_in_and_out(models: dict[str, CRIS]) -> None:
+    spec = split(models["student"])["pair"].spec("pair.onnx")
+    assert [tensor.name for tensor in spec.inputs] == [
+        "p3", "p4", "p5", "detail", "keys", "values", "padding", "gate", "kernel", "bias",
+    ]  # fmt: skip
+    assert [tensor.name for tensor in spec.outputs] == ["logits"]
+
+
 # --- folding and rounding ---
 
 
@@ -269,168 +243,3 @@ def test_rounding_leaves_the_model_alone_and_is_exact_the_second_time(
     large = [name for name, weight in rounded.named_parameters() if weight.numel() >= 1024]
     assert all(torch.equal(again[name], again[name].half().float()) for name in large)
     assert any(not torch.equal(again[name], before[name]) for name in large)
-
-
-# --- what fails leaves nothing ---
-
-
-def saved(path: Path, tokenizer: Tokenizer, damage: Callable[[CRIS], object]) -> Path:
-    model = seasoned(small_model(tokenizer))
-    with torch.no_grad():
-        damage(model)
-    checkpoint.save(path, model, tokenizer, {})
-    return path
-
-
-def scale(model: CRIS, factor: float) -> None:
-    model.projector.kernel.weight.mul_(factor)
-
-
-@pytest.mark.parametrize(
-    ("damage", "precision", "message"),
-    [
-        pytest.param(
-            lambda model: model.neck.c5[0].weight.fill_(float("nan")),
-            "float32",
-            r"finite.*neck\.c5\.0\.weight",
-            id="no numbers",
-        ),
-        pytest.param(
-            lambda model: scale(model, 1e6), "float32", "does not agree", id="huge logits"
-        ),
-        pytest.param(
-            lambda model: scale(model, 1e38), "float32", "are no numbers", id="infinite logits"
-        ),
-        pytest.param(
-            lambda model: scale(model, 1e9), "float16", "65504.*float32", id="beyond half"
-        ),
-    ],
-)
-def test_a_model_that_cannot_be_exported_leaves_the_older_bundle(
-    tmp_path: Path,
-    tokenizer: Tokenizer,
-    capsys: pytest.CaptureFixture[str],
-    damage: Callable[[CRIS], object],
-    precision: str,
-    message: str,
-) -> None:
-    path = saved(tmp_path / "bad.safetensors", tokenizer, damage)
-    out = tmp_path / "bundle"
-    out.mkdir()
-    (out / "bundle.json").write_text("the older one")
-    job = Job(path, out, "onnx", precision, PHOTOS[:1], zip=True)
-    with pytest.raises(ExportError, match=message):
-        build(job)
-    assert {entry.name for entry in tmp_path.iterdir()} == {"bad.safetensors", "bundle"}
-    assert [entry.name for entry in out.iterdir()] == ["bundle.json"]
-    assert (out / "bundle.json").read_text() == "the older one"
-
-
-def test_another_model_is_noticed(
-    built: Built, models: dict[str, CRIS], tokenizer: Tokenizer
-) -> None:
-    bundle = Bundle.open(built("clip_resnet", "onnx", "float32"))
-    verify(bundle, models["clip_resnet"], models["clip_resnet"], tokenizer, PHOTOS[:1])
-    other = seasoned(small_model(tokenizer, seed=5))
-    with pytest.raises(ExportError, match="does not agree with torch"):
-        verify(bundle, other, other, tokenizer, PHOTOS[:1])
-
-
-def test_an_older_bundle_is_replaced_whole(
-    tmp_path: Path, built: Built, checkpoints: dict[str, Path]
-) -> None:
-    out = tmp_path / "new" / "bundle"
-    out.mkdir(parents=True)
-    (out / "bundle.json").write_text("{}")
-    (out / "left.over").write_text("of another export")
-    build(Job(checkpoints["clip_resnet"], out, photos=PHOTOS[:1]), say=lambda line: None)
-    assert not (out / "left.over").exists()
-    assert [entry.name for entry in out.parent.iterdir()] == ["bundle"]
-    assert Bundle.open(out).precision == "float32"
-
-
-def test_folders_that_are_no_bundle_are_not_replaced(
-    tmp_path: Path, checkpoints: dict[str, Path]
-) -> None:
-    (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(ExportError, match="holds other files"):
-        build(Job(checkpoints["student"], tmp_path, photos=PHOTOS))
-    with pytest.raises(ExportError, match="this is a file"):
-        build(Job(checkpoints["student"], tmp_path / "thesis.txt", photos=PHOTOS))
-    assert (tmp_path / "thesis.txt").read_text() == "years of work"
-
-
-class Painter(nn.Module):
-    """Writes into a tensor, which ONNX can only tell by scatter nodes."""
-
-    def forward(self, image: Tensor, where: Tensor) -> Tensor:
-        """(1, 4) float32 and (2,) int64 to (1, 4)."""
-        painted = image.clone()
-        painted[:, where] = 1.0
-        return painted
-
-
-def test_scatter_nodes_are_refused_by_name(tmp_path: Path) -> None:
-    inputs = {"image": torch.zeros(1, 4), "where": torch.tensor([0, 2])}
-    with pytest.raises(ExportError, match=r"ScatterND \w+.*make them buffers"):
-        export_onnx(Source(Painter(), inputs, ("painted",)), tmp_path / "painter.onnx", "float32")
-    assert not list(tmp_path.iterdir())
-
-
-def test_split_describes_what_goes_in_and_out(models: dict[str, CRIS]) -> None:
-    spec = split(models["student"])["pair"].spec("pair.onnx")
-    assert [tensor.name for tensor in spec.inputs] == [
-        "p3", "p4", "p5", "detail", "keys", "values", "padding", "gate", "kernel", "bias",
-    ]  # fmt: skip
-    assert [tensor.name for tensor in spec.outputs] == ["logits"]
-
-
-# --- the command ---
-
-
-def test_photos_come_from_files_and_folders(tmp_path: Path) -> None:
-    for number in range(3 * MAX_PHOTOS):
-        (tmp_path / f"{number:03}.JPG").touch()
-    (tmp_path / "notes.txt").touch()
-    found = find_photos([tmp_path, PHOTOS[0]])
-    assert len(found) == MAX_PHOTOS + 1
-    assert found[-1] == PHOTOS[0]
-    with pytest.raises(ExportError, match="no such photo"):
-        find_photos([tmp_path / "nowhere"])
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ExportError, match="found none"):
-        find_photos([tmp_path / "empty"])
-
-
-def test_the_command_prints_sizes_and_agreement(
-    tmp_path: Path, checkpoints: dict[str, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "bundle"
-    arguments = ["--checkpoint", str(checkpoints["clip_resnet"]), "--out", str(out), "--zip"]
-    status = main([*arguments, "--photos", str(PHOTOS[0]), "--licence", "MIT"])
-    printed = capsys.readouterr().out
-    assert status == 0
-    assert Bundle.open(out).about["licence"] == "MIT"
-    for word in ("photo.onnx", "phrase.onnx", "pair.onnx", "onnxruntime", "openvino", "MB"):
-        assert word in printed
-    assert {entry.name for entry in tmp_path.iterdir()} == {"bundle", "bundle.zip"}
-
-
-def test_the_command_ends_with_one_line_and_status_2(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    status = main(
-        ["--checkpoint", str(tmp_path / "none.safetensors"), "--out", str(tmp_path / "bundle"),
-         "--photos", str(PHOTOS[0])]
-    )  # fmt: skip
-    assert status == 2
-    assert capsys.readouterr().err.startswith("export.build: ")
-    assert not list(tmp_path.iterdir())
-
-
-def test_help_teaches_by_examples(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="0"):
-        main(["--help"])
-    printed = capsys.readouterr().out
-    assert "python -m export.build --checkpoint" in printed
-    assert "--precision float16" in printed

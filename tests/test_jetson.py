@@ -33,14 +33,12 @@ from export.tensorrt import (
 )
 from export.verify import PHRASES
 from export.weights import fold_batch_norms, round_to_half
+from tests.export_models import PHOTOS, seasoned
 from tests.scenes import small_model, small_tokenizer
-from tests.test_export import PHOTOS, seasoned
 from training import checkpoint
 from training.model import CRIS
 from training.model.config import MODELS
 from training.predictor import torch_segmenter
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 GRAPHS = ("photo", "phrase", "pair")
 SIZES = ("small", "cris_edge_s")

@@ -110,6 +110,22 @@ def test_dice_of_hand_computed_cases() -> None:
     assert torch.allclose(dice(certain(predicted), masks, everywhere(3)), expected, atol=1e-5)
 
 
+def test_dice_is_least_where_soft_outlines_are_met(rng: torch.Generator) -> None:
+    soft, valid = torch.rand(1, 6, 6, generator=rng), torch.ones(1, 6, 6)
+    least = dice(torch.logit(soft), soft, valid).item()
+    assert least == pytest.approx(0, abs=1e-6)
+    for shift in (-0.5, 0.5):
+        assert dice(torch.logit(soft) + shift, soft, valid).item() > 0.05
+
+
+def test_it_does_not_pay_to_be_undecided_between_two_things() -> None:
+    masks, valid = corner(20, 20, 40)[None], torch.ones(1, 40, 40)
+    other = masks.flip(1, 2)
+    right, wrong = (dice(certain(said), masks, valid).item() for said in (masks, other))
+    undecided = torch.where((masks + other) > 0, 0.0, -SURE)
+    assert dice(undecided, masks, valid).item() == pytest.approx((right + wrong) / 2, abs=1e-3)
+
+
 def test_an_absent_phrase_has_no_dice(rng: torch.Generator) -> None:
     logits = torch.randn(2, 4, 4, generator=rng, requires_grad=True)
     masks = torch.stack([torch.zeros(4, 4), corner(2, 2)])

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from training import checkpoint
+from training.allocator import keep_freed_memory
 from training.batch_norm import synchronise
 from training.data.batches import TrainingData
 from training.distributed import agree, world
@@ -97,6 +98,7 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         # Inputs have one size, for which the fastest convolutions are worth a search.
         torch.backends.cudnn.benchmark = True
+        keep_freed_memory(device)
         self.recipe, self.data, self.device = recipe, data, device
         self.model = agree(lambda: build_model(recipe, data))
         self.objective = Objective(self.model, recipe).to(device)

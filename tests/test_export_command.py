@@ -1,0 +1,178 @@
+"""What export refuses and leaves as it was, and its command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cris_edge.bundle import Bundle
+from cris_edge.tokenizer import Tokenizer
+from export.build import Job, build, main
+from export.errors import ExportError
+from export.graphs import Source
+from export.onnx import export_onnx
+from export.verify import MAX_PHOTOS, find_photos
+from tests.export_models import NOTES, PHOTOS, make_model, seasoned
+from tests.scenes import small_model, small_tokenizer
+from training import checkpoint
+from training.model import CRIS
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return small_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
+    """A checkpoint."""
+    path = tmp_path_factory.mktemp("checkpoints") / "clip_resnet.safetensors"
+    checkpoint.save(path, make_model("clip_resnet", tokenizer), tokenizer, NOTES)
+    return path
+
+
+# --- what fails leaves nothing ---
+
+
+def saved(path: Path, tokenizer: Tokenizer, damage: Callable[[CRIS], object]) -> Path:
+    model = seasoned(small_model(tokenizer))
+    with torch.no_grad():
+        damage(model)
+    checkpoint.save(path, model, tokenizer, {})
+    return path
+
+
+def scale(model: CRIS, factor: float) -> None:
+    model.projector.kernel.weight.mul_(factor)
+
+
+@pytest.mark.parametrize(
+    ("damage", "precision", "message"),
+    [
+        pytest.param(
+            lambda model: model.neck.c5[0].weight.fill_(float("nan")),
+            "float32",
+            r"finite.*neck\.c5\.0\.weight",
+            id="no numbers",
+        ),
+        pytest.param(
+            lambda model: scale(model, 1e6), "float32", "does not agree", id="huge logits"
+        ),
+        pytest.param(
+            lambda model: scale(model, 1e38), "float32", "are no numbers", id="infinite logits"
+        ),
+        pytest.param(
+            lambda model: scale(model, 1e9), "float16", "65504.*float32", id="beyond half"
+        ),
+    ],
+)
+def test_a_model_that_cannot_be_exported_leaves_the_older_bundle(
+    tmp_path: Path,
+    tokenizer: Tokenizer,
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[CRIS], object],
+    precision: str,
+    message: str,
+) -> None:
+    path = saved(tmp_path / "bad.safetensors", tokenizer, damage)
+    out = tmp_path / "bundle"
+    out.mkdir()
+    (out / "bundle.json").write_text("the older one")
+    job = Job(path, out, "onnx", precision, PHOTOS[:1], zip=True)
+    with pytest.raises(ExportError, match=message):
+        build(job)
+    assert {entry.name for entry in tmp_path.iterdir()} == {"bad.safetensors", "bundle"}
+    assert [entry.name for entry in out.iterdir()] == ["bundle.json"]
+    assert (out / "bundle.json").read_text() == "the older one"
+
+
+def test_an_older_bundle_is_replaced_whole(tmp_path: Path, kept: Path) -> None:
+    out = tmp_path / "new" / "bundle"
+    out.mkdir(parents=True)
+    (out / "bundle.json").write_text("{}")
+    (out / "left.over").write_text("of another export")
+    build(Job(kept, out, photos=PHOTOS[:1]), say=lambda line: None)
+    assert not (out / "left.over").exists()
+    assert [entry.name for entry in out.parent.iterdir()] == ["bundle"]
+    assert Bundle.open(out).precision == "float32"
+
+
+def test_folders_that_are_no_bundle_are_not_replaced(tmp_path: Path, kept: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ExportError, match="holds other files"):
+        build(Job(kept, tmp_path, photos=PHOTOS))
+    with pytest.raises(ExportError, match="this is a file"):
+        build(Job(kept, tmp_path / "thesis.txt", photos=PHOTOS))
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+class Painter(nn.Module):
+    """Writes into a tensor, which ONNX can only tell by scatter nodes."""
+
+    def forward(self, image: Tensor, where: Tensor) -> Tensor:
+        """(1, 4) float32 and (2,) int64 to (1, 4)."""
+        painted = image.clone()
+        painted[:, where] = 1.0
+        return painted
+
+
+def test_scatter_nodes_are_refused_by_name(tmp_path: Path) -> None:
+    inputs = {"image": torch.zeros(1, 4), "where": torch.tensor([0, 2])}
+    with pytest.raises(ExportError, match=r"ScatterND \w+.*make them buffers"):
+        export_onnx(Source(Painter(), inputs, ("painted",)), tmp_path / "painter.onnx", "float32")
+    assert not list(tmp_path.iterdir())
+
+
+# --- the command ---
+
+
+def test_photos_come_from_files_and_folders(tmp_path: Path) -> None:
+    for number in range(3 * MAX_PHOTOS):
+        (tmp_path / f"{number:03}.JPG").touch()
+    (tmp_path / "notes.txt").touch()
+    found = find_photos([tmp_path, PHOTOS[0]])
+    assert len(found) == MAX_PHOTOS + 1
+    assert found[-1] == PHOTOS[0]
+    with pytest.raises(ExportError, match="no such photo"):
+        find_photos([tmp_path / "nowhere"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ExportError, match="found none"):
+        find_photos([tmp_path / "empty"])
+
+
+def test_the_command_prints_sizes_and_agreement(
+    tmp_path: Path, kept: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "bundle"
+    arguments = ["--checkpoint", str(kept), "--out", str(out), "--zip"]
+    status = main([*arguments, "--photos", str(PHOTOS[0]), "--licence", "MIT"])
+    printed = capsys.readouterr().out
+    assert status == 0
+    assert Bundle.open(out).about["licence"] == "MIT"
+    for word in ("photo.onnx", "phrase.onnx", "pair.onnx", "onnxruntime", "openvino", "MB"):
+        assert word in printed
+    assert {entry.name for entry in tmp_path.iterdir()} == {"bundle", "bundle.zip"}
+
+
+def test_the_command_ends_with_one_line_and_status_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = main(
+        ["--checkpoint", str(tmp_path / "none.safetensors"), "--out", str(tmp_path / "bundle"),
+         "--photos", str(PHOTOS[0])]
+    )  # fmt: skip
+    assert status == 2
+    assert capsys.readouterr().err.startswith("export.build: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_teaches_by_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    printed = capsys.readouterr().out
+    assert "python -m export.build --checkpoint" in printed
+    assert "--precision float16" in printed
