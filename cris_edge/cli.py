@@ -16,6 +16,7 @@ import numpy as np
 
 from cris_edge import __version__
 from cris_edge.engines import ENGINES, installed
+from cris_edge.engines.base import OFFERED
 from cris_edge.errors import CrisEdgeError
 from cris_edge.files import write_image
 from cris_edge.photo import as_photo
@@ -58,6 +59,12 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--bundle", type=Path, help="a model; default: the one that is shipped")
     one.add_argument("--engine", default="auto", choices=["auto", *ENGINES])
     one.add_argument("--threads", type=int, help="for one prediction; default: the engine's own")
+    one.add_argument(
+        "--precision",
+        choices=OFFERED,
+        help="faster but less exact, so that edges of masks may move, where the CPU has it "
+        "(openvino); default: as the bundle says",
+    )
     one.set_defaults(run=predict)
     two = commands.add_parser("check", help="engines found, versions, a test prediction")
     two.set_defaults(run=check)
@@ -67,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
 def predict(options: argparse.Namespace) -> int:
     """`cris-edge predict`: a line or a JSON object for each phrase, and the overlay."""
     photo = as_photo(options.photo)
-    segmenter = Segmenter(options.bundle, engine=options.engine, threads=options.threads)
+    segmenter = Segmenter(options.bundle, options.engine, options.threads, options.precision)
     results, milliseconds = timed(segmenter, photo, options.phrases)
     if options.output is not None:
         write_image(options.output, draw(photo, results))

@@ -48,12 +48,16 @@ class Info:
 
     model: str
     precision: str
+    """As the bundle says, which is about its weights and graphs."""
     input_size: int
     """Side of the model's square input in pixels."""
     engine: str
     engine_version: str
     threads: int | None
     """For one run of a graph; None: as many as the engine chooses."""
+    computed: str = "float32"
+    """What is computed in: `bfloat16` where it was asked for; else `float32`, or `float16` of an
+    `fp16` bundle, which an engine that has no such arithmetic widens."""
 
 
 class Segmenter:
@@ -68,6 +72,7 @@ class Segmenter:
         bundle: str | os.PathLike[str] | None = None,
         engine: str = "auto",
         threads: int | None = None,
+        precision: str | None = None,
     ):
         """Load a model.
 
@@ -76,15 +81,17 @@ class Segmenter:
             engine: `tensorrt`, `openvino`, `onnxruntime`, or `auto` for the best that is installed
                 and runs the bundle; `info` says which.
             threads: for one prediction; None lets the engine choose.
+            precision: `bfloat16` computes faster and less exactly, with OpenVINO on a CPU that has
+                it; None computes as the bundle says, whatever else the CPU has.
 
         Raises:
             BundleError: the bundle is missing, damaged, or does not describe itself.
-            EngineError: the engine is missing or cannot run the bundle.
+            EngineError: the engine is missing, or cannot run the bundle or compute in `precision`.
         """
         if threads is not None and threads < 1:
             raise EngineError(f"threads must be 1 or more, not {threads}")
         opened = Bundle.open(SHIPPED if bundle is None else Path(bundle))
-        chosen = choose_engine(engine, opened)
+        chosen = choose_engine(engine, opened, precision)
         # A zip file's temporary folder lives as long as its bundle.
         self.bundle: Bundle | None = opened
         self._set(
@@ -93,7 +100,7 @@ class Segmenter:
             opened.word_len,
             opened.threshold,
             {
-                name: chosen.load(opened.path(spec.file), spec, threads)
+                name: chosen.load(opened.path(spec.file), spec, threads, precision)
                 for name, spec in opened.graphs.items()
             },
             Info(
@@ -103,6 +110,7 @@ class Segmenter:
                 engine=chosen.name,
                 engine_version=chosen.version,
                 threads=threads,
+                computed=precision or ("float16" if opened.precision == "fp16" else "float32"),
             ),
         )
 

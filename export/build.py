@@ -28,6 +28,7 @@ from export.openvino import export_openvino
 from export.tensorrt import VERSIONS, export_jetson, prove
 from export.verify import PHRASES, Agreement, bounds, find_photos, in_words, table, verify
 from export.weights import check_finite, count_batch_norms, fold_batch_norms, round_to_half
+from export.whole import write_whole
 from training import checkpoint
 from training.checkpoint import Checkpoint
 from training.model import CRIS
@@ -35,6 +36,8 @@ from training.model.config import THRESHOLD
 
 PHOTOS = Path("samples/photos")
 TOKENIZER = "tokenizer.json"
+WHOLE = ".onnx"
+"""The suffix of the file that holds all graphs as one."""
 UNRECORDED = "not recorded in the checkpoint"
 
 
@@ -88,6 +91,8 @@ class Job:
     """Of the weights; None: the checkpoint's, else Apache-2.0."""
     zip: bool = False
     """Also as one file, the folder's name with `.zip`."""
+    whole: bool = False
+    """Also as one graph, the folder's name with `.onnx`; of the target `onnx` alone."""
 
 
 def build(job: Job, say: Callable[[str], None] = print) -> list[Agreement]:
@@ -101,14 +106,15 @@ def build(job: Job, say: Callable[[str], None] = print) -> list[Agreement]:
         The agreement with torch, one entry an engine.
 
     Raises:
-        ExportError: the model cannot be exported or does not agree with torch, or the place is
-            taken by something else; nothing is left behind.
+        ExportError: the model cannot be exported or does not agree with torch, the target has not
+            what is asked for, or the place is taken by something else; nothing is left behind.
         CheckpointError: the checkpoint is missing or damaged.
         InputError: a photo cannot be read.
     """
     out = job.out.resolve()
     job = _with_precision(job)
-    _check_place(out, job.zip)
+    beside = _beside(out, job)
+    _check_place(out, beside)
     photos = find_photos(job.photos)
     kept = checkpoint.load(job.checkpoint)
     check_finite(kept.model)
@@ -127,7 +133,8 @@ def build(job: Job, say: Callable[[str], None] = print) -> list[Agreement]:
         say(table(agreements))
         verified = {"verification": _verification(agreements, len(photos), bundle.precision)}
         bundle = write_specification(folder, dict(bundle.about) | verified)
-        _put_in_place(bundle, out, job.zip, Path(workspace), say)
+        _write_beside(bundle, [Path(workspace) / place.name for place in beside], photos, say)
+        _put_in_place(bundle, out, beside, Path(workspace), say)
     return agreements
 
 
@@ -141,18 +148,26 @@ def _with_precision(job: Job) -> Job:
     return dataclasses.replace(job, precision=job.precision or known[0])
 
 
-def _check_place(out: Path, zipped: bool) -> None:
-    """Refuse to replace anything but a bundle."""
+def _beside(out: Path, job: Job) -> list[Path]:
+    """Places of the files that go beside the bundle's folder; refuses what the target has not."""
+    if job.whole and job.target != "onnx":
+        raise ExportError(
+            f"one whole graph is made for the target onnx, not for {job.target}; leave --whole "
+            "out, or export with --target onnx"
+        )
+    wanted = {".zip": job.zip, WHOLE: job.whole}
+    return [out.with_name(out.name + suffix) for suffix in wanted if wanted[suffix]]
+
+
+def _check_place(out: Path, beside: Sequence[Path]) -> None:
+    """Refuse to replace anything but a bundle and files beside it."""
     if out.exists() and not out.is_dir():
         raise ExportError(f"{out}: expected a folder to write, this is a file")
     if out.is_dir() and any(out.iterdir()) and not (out / "bundle.json").is_file():
         raise ExportError(f"{out}: holds other files and no bundle; choose another --out")
-    if zipped and _zip_of(out).is_dir():
-        raise ExportError(f"{_zip_of(out)}: expected a file to write, this is a folder")
-
-
-def _zip_of(out: Path) -> Path:
-    return out.with_name(f"{out.name}.zip")
+    for place in beside:
+        if place.is_dir():
+            raise ExportError(f"{place}: expected a file to write, this is a folder")
 
 
 def _check_vocabulary(kept: Checkpoint) -> None:
@@ -247,13 +262,25 @@ def _verification(agreements: Sequence[Agreement], photos: int, precision: str) 
     }
 
 
-def _put_in_place(
-    bundle: Bundle, out: Path, zipped: bool, workspace: Path, say: Callable[[str], None]
+def _write_beside(
+    bundle: Bundle, files: Sequence[Path], photos: Sequence[Path], say: Callable[[str], None]
 ) -> None:
-    """Rename the finished bundle to its place; the zip, which can fail, is finished before."""
-    archive = workspace / "bundle.zip"
-    if zipped:
-        write_zip(bundle, archive)
+    """Write the bundle's other forms: as one zip file, as one graph."""
+    for file in files:
+        if file.suffix == WHOLE:
+            write_whole(bundle, file, photos, say)
+        else:
+            write_zip(bundle, file)
+
+
+def _put_in_place(
+    bundle: Bundle,
+    out: Path,
+    beside: Sequence[Path],
+    workspace: Path,
+    say: Callable[[str], None],
+) -> None:
+    """Rename the finished bundle, then the finished files beside it, to their places."""
     out.parent.mkdir(parents=True, exist_ok=True)
     size = bundle.size
     if out.exists():
@@ -265,9 +292,9 @@ def _put_in_place(
             (workspace / "replaced").replace(out)
         raise
     say(f"{out}: {size / 1e6:.2f} MB")
-    if zipped:
-        archive.replace(_zip_of(out))
-        say(f"{_zip_of(out)}: {_zip_of(out).stat().st_size / 1e6:.2f} MB")
+    for place in beside:
+        (workspace / place.name).replace(place)
+        say(f"{place}: {place.stat().st_size / 1e6:.2f} MB")
 
 
 EXAMPLES = """
@@ -279,6 +306,10 @@ examples:
   # OpenVINO's own files, as a folder (bundles/s_ov) and as one file (bundles/s_ov.zip)
   python -m export.build --checkpoint runs/s/best.safetensors --target openvino \\
       --out bundles/s_ov --zip
+
+  # also as a single graph from frame and tokens to logits (bundles/s.onnx)
+  python -m export.build --checkpoint runs/s/best.safetensors --target onnx \\
+      --out bundles/s --whole
 
   # strongly typed ONNX for TensorRT, computed in float16; a Jetson builds its engines from it
   python -m export.build --checkpoint runs/s/best.safetensors --target jetson \\
@@ -316,6 +347,12 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--out", type=Path, required=True, help="the bundle's folder; an older bundle is replaced")
     add("--zip", action="store_true", help="also write the bundle as one file, OUT.zip")
+    add(
+        "--whole",
+        action="store_true",
+        help="also write the three graphs joined into one, OUT.onnx, for programs that want a "
+        "single file (target onnx alone)",
+    )
     add(
         "--photos",
         type=Path,

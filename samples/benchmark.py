@@ -1,8 +1,9 @@
 """`python -m samples.benchmark`: how fast the runtime is on this machine, and against what.
 
-Every engine runs in a process of its own, and all take turns, so that what disturbs the machine
-for a while disturbs all of them. "Times faster" is the median of the rounds' own ratios to plain
-CRIS where --reference is given, else to the first line, with as many threads.
+Every engine runs in a process of its own, and in another in bfloat16 where it can; all take turns,
+so that what disturbs the machine for a while disturbs all of them. "Times faster" is the median of
+the rounds' own ratios to plain CRIS where --reference is given, else to the first line, with as
+many threads.
 
   both new       a new photo with a new phrase
   first eight    the very first call with eight phrases, for which an engine may compile anew

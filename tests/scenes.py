@@ -10,13 +10,19 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from cris_edge.bundle import Bundle, write_specification
+from cris_edge.photo import Photo
 from cris_edge.tokenizer import Tokenizer, build
 from export.graphs import split as split_graphs
 from export.onnx import export_onnx
 from training.data.vocabulary import clip_merges
 from training.model import CRIS, CRISConfig
+from training.predictor import letterbox_of
+
+PHRASES = ["red car", "the dog", "white cat", "the man on the left, in the red shirt"]
+"""That the sensitive model has seen."""
 
 CATEGORIES = {1: "person", 3: "car", 18: "dog"}
 COLOURS = {1: (60, 120, 220), 3: (200, 60, 30), 18: (40, 160, 40)}
@@ -96,6 +102,27 @@ def small_model(tokenizer: Tokenizer, seed: int = 0) -> CRIS:
         projector_channels=(16, 16),
     )
     return CRIS(config).eval()
+
+
+def photo(seed: int = 0, height: int = 120, width: int = 160) -> Photo:
+    """Patches of many colours."""
+    colours = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return cv2.resize(colours, (width, height), interpolation=cv2.INTER_NEAREST)
+
+
+def sensitive_model(tokenizer: Tokenizer) -> CRIS:
+    """A small model whose masks depend on the photo: without it its signals fade layer by layer."""
+    model = small_model(tokenizer)
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            # The mean over all batches: what the layer sees, it then normalises.
+            module.momentum = None
+    box, length = letterbox_of(model.config), model.config.word_len
+    frames = [box.frame(photo(seed)) for seed in range(100, 108)]
+    tokens = [tokenizer.encode(text, length) for text in 2 * PHRASES]
+    with torch.no_grad():
+        model.train()(torch.tensor(np.stack(frames)), torch.tensor(np.stack(tokens)))
+    return model.eval()
 
 
 def write_bundle(folder: Path, model: CRIS, tokenizer: Tokenizer, threshold: float) -> Bundle:

@@ -22,15 +22,16 @@ from cris_edge import BundleError, EngineError, Segmenter, draw
 from cris_edge.bundle import Bundle, sha256, write_zip
 from cris_edge.cli import main
 from cris_edge.tokenizer import build
-from tests.test_segmenter import ENGINES, PHRASES, photo, write_sensitive_bundle
+from tests.scenes import PHRASES, photo
+from tests.test_segmenter import ENGINES
 from training.data.vocabulary import clip_merges
 
 FIELDS = {"phrase", "coverage", "score", "box", "engine", "milliseconds"}
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_sensitive_bundle(tmp_path_factory.mktemp("cli") / "bundle").folder
+def bundle(sensitive_bundle: Path) -> Path:
+    return sensitive_bundle
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import torch
 
 from cris_edge import EngineError, Segmenter
 from cris_edge.tokenizer import Tokenizer
-from tests.scenes import small_model, small_tokenizer, write_bundle, write_folder
+from tests.scenes import small_model, small_tokenizer, write_folder
 from training import checkpoint
 from training.data.samples import Sample, load_samples, load_sources
 from training.errors import CheckpointError, DataError
@@ -21,9 +21,13 @@ from training.evaluation import Evaluation, evaluate_pairs
 from training.groups import group_names
 from training.metrics import iou
 from training.model import CRIS
-from training.model.config import THRESHOLD
 from training.predictor import letterbox_of, open_segmenter, torch_segmenter
 from training.selection import open_data
+
+
+@pytest.fixture(scope="module")
+def bundle(small_bundle: Path) -> Path:
+    return small_bundle
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +55,6 @@ def saved(tmp_path_factory: pytest.TempPathFactory, model: CRIS, tokenizer: Toke
     path = tmp_path_factory.mktemp("run") / "small.safetensors"
     checkpoint.save(path, model, tokenizer, {})
     return path
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory, model: CRIS, tokenizer: Tokenizer) -> Path:
-    folder = tmp_path_factory.mktemp("exported") / "bundle"
-    return write_bundle(folder, model, tokenizer, THRESHOLD).folder
 
 
 @pytest.fixture(scope="module")

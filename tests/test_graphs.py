@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from export.graphs import split
-from tests.scenes import small_model, small_tokenizer
-from tests.test_segmenter import sensitive_model
+from tests.scenes import sensitive_model, small_model, small_tokenizer
 from training.model import CRIS
 from training.model.config import STUDENT_S
 

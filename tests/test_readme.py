@@ -70,6 +70,7 @@ def test_shell_commands_run(checkout: Path) -> None:
     assert (checkout / "overlay.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_training_evaluation_and_export_run_in_turn(checkout: Path) -> None:
     found = commands("python -m ")
     assert [command[2] for command in found] == [

@@ -14,8 +14,8 @@ import pytest
 from cris_edge import InputError, Segmenter
 from cris_edge.bundle import MAX_PHRASES
 from cris_edge.phrases import Phrases
-from tests.scenes import small_tokenizer
-from tests.test_segmenter import ENGINES, PHRASES, photo, sensitive_model, write_sensitive_bundle
+from tests.scenes import PHRASES, photo, sensitive_model, small_tokenizer
+from tests.test_segmenter import ENGINES
 from training.predictor import letterbox_of, torch_graphs
 
 WORDS = ("red", "dog", "car", "man", "left", "cat", "blue", "small", "bus", "hat", "tree")
@@ -38,8 +38,8 @@ class Counted:
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_sensitive_bundle(tmp_path_factory.mktemp("runtime") / "bundle").folder
+def bundle(sensitive_bundle: Path) -> Path:
+    return sensitive_bundle
 
 
 @pytest.fixture(scope="module", params=ENGINES)

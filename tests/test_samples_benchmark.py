@@ -13,24 +13,23 @@ import pytest
 import torch
 
 from cris_edge.engines import installed
+from cris_edge.errors import EngineError
 from samples import benchmark, memory
-from samples.bench.contender import Contender
+from samples.bench.contender import Contender, Model, contenders, offered
 from samples.bench.process import Worker, WorkerError
 from samples.bench.rounds import Entry, all_figures
 from samples.bench.torch_subjects import PlainSubject
 from samples.bench.worker import new_phrases
 from samples.reference import PlainCRIS
-from tests.scenes import small_model, small_tokenizer, write_bundle
+from tests.scenes import small_model, small_tokenizer
 
 SHORT = ["--rounds", "2", "--repetitions", "1", "--starts", "1", "--threads", "1"]
 CALLS = {"both", "photo", "phrase", "eight"}
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tokenizer = small_tokenizer()
-    folder = tmp_path_factory.mktemp("benchmark") / "small"
-    return write_bundle(folder, small_model(tokenizer), tokenizer, 0.35).folder
+def bundle(small_bundle: Path) -> Path:
+    return small_bundle
 
 
 def numbers(value: Any) -> Iterator[float]:
@@ -54,10 +53,14 @@ def test_every_row_is_there_and_a_broken_one_says_why(
     assert found["machine"]["cores"] > 0
     assert "numpy" in found["machine"]["packages"]
     rows = found["contenders"]
-    assert [(row["name"], row["engine"]) for row in rows] == [
-        (name, engine) for name in ("small", "broken") for engine in installed()
+    lines = [(name, computed) for name in installed() for computed in (None, *offered(name))]
+    assert [row["label"] for row in rows] == [
+        f"{name}, {engine}{f' {computed}' if computed else ''}, 1 thread"
+        for name in ("small", "broken")
+        for engine, computed in lines
     ]
-    working, failed = rows[: len(installed())], rows[len(installed()) :]
+    working, failed = rows[: len(lines)], rows[len(lines) :]
+    assert [row["computed"] for row in working] == [computed or "float32" for _, computed in lines]
     for row in working:
         check_row(row)
     assert all("so this is no bundle" in row["error"] for row in failed)
@@ -86,6 +89,29 @@ def check_table(text: str, rows: list[dict[str, Any]]) -> None:
         of_row = [line for line in lines if line.startswith(row["label"])]
         assert len(of_row) >= 2
         assert all(("failed: " in line) == ("error" in row) for line in of_row)
+
+
+class Able:
+    """An engine on a CPU that has bfloat16."""
+
+    def refuses(self, precision: str) -> str | None:
+        return None
+
+
+def test_bfloat16_has_a_line_where_an_engine_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(name: str) -> Able:
+        if name != "openvino":
+            raise EngineError("broken")
+        return Able()
+
+    monkeypatch.setattr("samples.bench.contender.open_engine", opened)
+    found = contenders([Model("small", None)], ["onnxruntime", "openvino"], [1, 2])
+    assert [one.label for one in found if one.threads == 2] == [
+        "small, onnxruntime, 2 threads",
+        "small, openvino, 2 threads",
+        "small, openvino bfloat16, 2 threads",
+    ]
+    assert len(found) == 6
 
 
 def test_what_is_neither_bundle_nor_model_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,59 +11,22 @@ from threading import Barrier
 import cv2
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from cris_edge import InputError, Segmenter
 from cris_edge.bundle import Bundle, write_zip
-from cris_edge.tokenizer import Tokenizer
-from tests.scenes import small_model, small_tokenizer, write_bundle
-from training.model import CRIS
-from training.predictor import letterbox_of, torch_segmenter
+from cris_edge.photo import Photo
+from tests.scenes import PHRASES, photo, sensitive_model, small_tokenizer
+from training.predictor import torch_segmenter
 
 ENGINES = ("onnxruntime", "openvino")
-PHRASES = ["red car", "the dog", "white cat", "the man on the left, in the red shirt"]
 SIZES = [(8, 8), (8, 8192), (8192, 8), (9, 301), (640, 480)]
 THRESHOLD = 0.35
 
-Photo = NDArray[np.uint8]
-
-
-def photo(seed: int = 0, height: int = 120, width: int = 160) -> Photo:
-    """Patches of many colours."""
-    colours = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    return cv2.resize(colours, (width, height), interpolation=cv2.INTER_NEAREST)
-
-
-def sensitive_model(tokenizer: Tokenizer) -> CRIS:
-    """A small model whose masks depend on the photo: without it its signals fade layer by layer."""
-    model = small_model(tokenizer)
-    for module in model.modules():
-        if isinstance(module, _BatchNorm):
-            # The mean over all batches: what the layer sees, it then normalises.
-            module.momentum = None
-    box, length = letterbox_of(model.config), model.config.word_len
-    frames = [box.frame(photo(seed)) for seed in range(100, 108)]
-    tokens = [tokenizer.encode(text, length) for text in 2 * PHRASES]
-    with torch.no_grad():
-        model.train()(torch.tensor(np.stack(frames)), torch.tensor(np.stack(tokens)))
-    return model.eval()
-
-
-def write_sensitive_bundle(folder: Path) -> Bundle:
-    tokenizer = small_tokenizer()
-    return write_bundle(folder, sensitive_model(tokenizer), tokenizer, THRESHOLD)
-
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_sensitive_bundle(tmp_path_factory.mktemp("segmenter") / "bundle").folder
-
-
-@pytest.fixture(scope="module")
-def segmenters(bundle: Path) -> dict[str, Segmenter]:
-    return {engine: Segmenter(bundle, engine=engine, threads=1) for engine in ENGINES}
+def segmenters(sensitive_bundle: Path) -> dict[str, Segmenter]:
+    return {engine: Segmenter(sensitive_bundle, engine=engine, threads=1) for engine in ENGINES}
 
 
 @pytest.fixture(params=ENGINES)
@@ -336,10 +299,10 @@ def test_many_threads_at_once_get_what_one_gets(segmenter: Segmenter) -> None:
 
 
 def test_a_zip_files_segmenter_works_as_long_as_it_lives(
-    bundle: Path, segmenter: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sensitive_bundle: Path, segmenter: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    write_zip(Bundle.open(bundle), tmp_path / "small.zip")
+    write_zip(Bundle.open(sensitive_bundle), tmp_path / "small.zip")
     opened = Segmenter(str(tmp_path / "small.zip"), engine=segmenter.info.engine, threads=1)
     gc.collect()
     np.testing.assert_array_equal(probability(opened, photo()), probability(segmenter, photo()))

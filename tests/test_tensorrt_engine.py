@@ -221,6 +221,12 @@ def test_without_a_driver_it_says_so(trt: Any, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_it_computes_in_the_types_of_the_graphs_alone() -> None:
+    from cris_edge.engines.tensorrt import TensorRt
+
+    assert "types of the bundle's graphs" in str(TensorRt.refuses(TensorRt.__new__(TensorRt), "b"))
+
+
 @without_gpu
 def test_auto_passes_it_over_without_a_gpu() -> None:
     assert next(iter(ENGINES)) == "tensorrt"

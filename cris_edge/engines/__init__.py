@@ -8,7 +8,7 @@ import logging
 from pathlib import PurePath
 
 from cris_edge.bundle import Bundle
-from cris_edge.engines.base import Engine
+from cris_edge.engines.base import OFFERED, Engine
 from cris_edge.errors import EngineError
 
 logger = logging.getLogger(__name__)
@@ -56,12 +56,23 @@ def open_engine(name: str) -> Engine:
     return engine
 
 
-def choose_engine(name: str, bundle: Bundle) -> Engine:
+def choose_engine(name: str, bundle: Bundle, precision: str | None = None) -> Engine:
     """The engine of that name; for `auto` the best that is installed and runs the bundle.
 
+    Args:
+        name: of an engine, or `auto`.
+        bundle: what it shall run.
+        precision: one of `OFFERED` that it shall compute in; None: the bundle's own.
+
     Raises:
-        EngineError: it is missing, or cannot run this bundle. Nothing else is taken instead.
+        EngineError: it is missing, or cannot run this bundle or compute in that precision. Nothing
+            else is taken instead.
     """
+    if precision is not None and precision not in OFFERED:
+        raise EngineError(
+            f"no precision {precision!r} to compute in; there is {', '.join(OFFERED)}, "
+            "or leave precision out for the bundle's own"
+        )
     kinds = {PurePath(graph.file).suffix for graph in bundle.graphs.values()}
     if name != "auto":
         engine = open_engine(name)
@@ -70,11 +81,19 @@ def choose_engine(name: str, bundle: Bundle) -> Engine:
                 f"{name} reads {', '.join(engine.suffixes)} files; "
                 f"the bundle {bundle.name} has {', '.join(sorted(kinds))}"
             )
+        if precision is not None and (reason := engine.refuses(precision)):
+            raise EngineError(f"{reason}; leave precision out")
         return engine
+    reasons = []
     for candidate in filter(answers, installed()):
         engine = open_engine(candidate)
-        if kinds <= set(engine.suffixes):
+        if not kinds <= set(engine.suffixes):
+            continue
+        if precision is None or not (reason := engine.refuses(precision)):
             return engine
+        reasons.append(reason)
+    if reasons:
+        raise EngineError(f"no installed engine can: {'; '.join(reasons)}; leave precision out")
     raise EngineError(
         f"no installed engine runs the bundle {bundle.name} ({', '.join(sorted(kinds))} files); "
         "run: pip install 'cris-edge[onnxruntime]' or 'cris-edge[openvino]'"

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from cris_edge.bundle import GraphSpec, TensorSpec
 from cris_edge.errors import EngineError
 
+OFFERED = ("bfloat16",)
+"""Precisions that an engine may be asked to compute in, instead of the bundle's own."""
+
 Value = Any
 """A tensor where the engine keeps it, for which a numpy array does too where it goes in."""
 
@@ -34,13 +37,19 @@ class Engine(Protocol):
     suffixes: tuple[str, ...]
     """Of the graph files it reads."""
 
-    def load(self, path: Path, spec: GraphSpec, threads: int | None) -> Graph:
+    def refuses(self, precision: str) -> str | None:
+        """Why it cannot compute in one of `OFFERED` on this machine; None where it can."""
+
+    def load(
+        self, path: Path, spec: GraphSpec, threads: int | None, precision: str | None = None
+    ) -> Graph:
         """Load a graph.
 
         Args:
             path: the graph's main file.
             spec: what goes in and out; a graph that differs is refused.
             threads: for one run of the graph; None lets the engine choose.
+            precision: to compute in, one that `refuses` has nothing against; None: the bundle's.
 
         Raises:
             EngineError: the engine cannot load it, or it is not as specified.

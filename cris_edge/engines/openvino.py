@@ -16,6 +16,8 @@ from cris_edge.engines.base import Graph, Value, check_inputs, check_tensors
 from cris_edge.errors import EngineError
 
 KINDS = {"f32": "float32", "i64": "int64", "u8": "uint8"}
+# Without a hint the CPU may compute in bfloat16, and answers would depend on the machine.
+HINTS = {None: "f32", "bfloat16": "bf16"}
 
 
 def _describe(ports: Sequence[Any]) -> list[TensorSpec]:
@@ -36,12 +38,13 @@ class OpenVinoGraph:
     With an open number OpenVINO is slower, and refuses some graphs.
     """
 
-    def __init__(self, core: Any, path: Path, spec: GraphSpec, threads: int | None):
+    def __init__(
+        self, core: Any, path: Path, spec: GraphSpec, threads: int | None, precision: str | None
+    ):
         self._core, self._spec, self._path = core, spec, path
         self._options: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
-            # Without it the CPU may compute in bfloat16, and answers would depend on the machine.
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": HINTS[precision],
         }
         if threads is not None:
             self._options["INFERENCE_NUM_THREADS"] = threads
@@ -114,6 +117,18 @@ class OpenVino:
     def __init__(self) -> None:
         self._core = openvino.Core()
 
-    def load(self, path: Path, spec: GraphSpec, threads: int | None) -> Graph:
+    def refuses(self, precision: str) -> str | None:
+        """Bfloat16, where the CPU has no instructions for it.
+
+        OpenVINO would imitate it there, which is slow, or go on in float32 without a word.
+        """
+        has: list[str] = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if "BF16" in has:
+            return None
+        return f"openvino cannot compute in {precision} on this CPU, which has {', '.join(has)}"
+
+    def load(
+        self, path: Path, spec: GraphSpec, threads: int | None, precision: str | None = None
+    ) -> Graph:
         """Load an OpenVINO IR or an ONNX file."""
-        return OpenVinoGraph(self._core, path, spec, threads)
+        return OpenVinoGraph(self._core, path, spec, threads, precision)

@@ -72,18 +72,25 @@ class TensorRt:
         self._say = say
         self._resources = Resources()
 
-    def load(self, path: Path, spec: GraphSpec, threads: int | None) -> Graph:
+    def refuses(self, precision: str) -> str | None:
+        """Any precision: a strongly typed graph is computed in its own types."""
+        return f"tensorrt cannot compute in {precision}, only in the types of the bundle's graphs"
+
+    def load(
+        self, path: Path, spec: GraphSpec, threads: int | None, precision: str | None = None
+    ) -> Graph:
         """Load an ONNX file's engine from the cache, where it is built first if it is missing.
 
         Args:
             path: the ONNX file.
             spec: what goes in and out.
             threads: of no meaning here; the GPU computes.
+            precision: None, for all are refused.
 
         Raises:
             EngineError: it cannot be read, built or loaded, or is not as specified.
         """
-        del threads
+        del threads, precision
         graph = path.read_bytes()
         entry = plan_entry(self._trt, self._device, graph, spec)
 

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cris_edge.engines import open_engine
+from cris_edge.engines.base import OFFERED
+from cris_edge.errors import EngineError
+
 REFERENCE = "cris"
 """The kind of the contender that all others are compared with, where it takes part."""
 CLIPSEG = "clipseg"
-COMPUTED: dict[str, tuple[str, ...]] = {}
-"""Precisions that an engine computes in besides its own choice, for a `Segmenter` that takes
-`precision`; so far none does, and a bundle alone says what it is computed in."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Contender:
     bundle: str | None = None
     """A path; None is the bundle that ships."""
     precision: str | None = None
-    """What the engine shall compute in; None leaves it the choice."""
+    """What the engine shall compute in; None: what the bundle says."""
     note: str = ""
     """What a reader of the table must know, such as that the weights are random."""
 
@@ -60,14 +61,24 @@ class Model:
 def contenders(
     models: Sequence[Model], engines: Sequence[str], threads: Sequence[int]
 ) -> list[Contender]:
-    """Every model on every engine with every number of threads."""
+    """Every model on every engine with every number of threads, in every precision it has here."""
+    precisions = {engine: (None, *offered(engine)) for engine in engines}
     return [
         Contender(model.name, count, "bundle", engine, model.bundle, precision, model.note)
         for count in threads
         for model in models
         for engine in engines
-        for precision in (None, *COMPUTED.get(engine, ()))
+        for precision in precisions[engine]
     ]
+
+
+def offered(engine: str) -> list[str]:
+    """Precisions that an engine can be asked to compute in on this machine."""
+    try:
+        opened = open_engine(engine)
+    except EngineError:  # its own line will tell
+        return []
+    return [precision for precision in OFFERED if opened.refuses(precision) is None]
 
 
 def references(threads: Sequence[int], clipseg: bool) -> list[Contender]:

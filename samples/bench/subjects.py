@@ -17,7 +17,7 @@ class Subject(Protocol):
     """A model that is loaded and can be timed."""
 
     def describe(self) -> dict[str, Any]:
-        """Model, precision, version of the engine, and size in bytes if there is a bundle."""
+        """Model, precision as stored and as computed, version of the engine, size of a bundle."""
 
     def predict(self, frame: Photo, phrases: list[str]) -> object:
         """Masks of a new photo, one a phrase."""
@@ -59,9 +59,8 @@ class SegmenterSubject:
     """The runtime, by its public calls."""
 
     def __init__(self, contender: Contender):
-        more: dict[str, Any] = {"precision": contender.precision} if contender.precision else {}
         self.segmenter = Segmenter(
-            contender.bundle, engine=contender.engine, threads=contender.threads, **more
+            contender.bundle, contender.engine, contender.threads, contender.precision
         )
 
     def describe(self) -> dict[str, Any]:
@@ -70,6 +69,7 @@ class SegmenterSubject:
         return {
             "model": info.model,
             "precision": info.precision,
+            "computed": info.computed,
             "input_size": info.input_size,
             "engine_version": info.engine_version,
             "bundle_bytes": bundle.size if bundle else None,

@@ -43,6 +43,7 @@ class _Pairwise:
         return {
             "model": self.name,
             "precision": "float32",
+            "computed": "float32",
             "input_size": self.input_size,
             "engine_version": torch.__version__,
             "bundle_bytes": None,

@@ -8,7 +8,7 @@ painted. Made for measuring: whether a model listens can be told in minutes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -47,6 +47,8 @@ HELD_OUT = Path(__file__).parents[2] / "samples" / "photos"
 """Photos under those scenes; no recipe of ours trains on them."""
 KINDS = {"attributes": 0.4, "order": 0.2, "size": 0.1, "relation": 0.15, "all": 0.15}
 """Kinds of phrases and how often each is said where all are true."""
+FIRST_KINDS = {"attributes": 1.0}
+"""The same for the first epoch of training: what words mean, before what their order does."""
 
 
 @dataclass(frozen=True)
@@ -221,17 +223,22 @@ def phrases(scene: Scene, index: int) -> dict[str, list[Said]]:
     return {kind: said for kind, said in found.items() if said}
 
 
-def draw(scene: Scene, count: int, rng: np.random.Generator) -> list[Sample]:
-    """`count` samples of a scene: its things in turns, each kind of phrase as `KINDS` weighs it.
+def draw(
+    scene: Scene, count: int, rng: np.random.Generator, kinds: Mapping[str, float] = KINDS
+) -> list[Sample]:
+    """`count` samples of a scene: its things in turns, each kind of phrase as `kinds` weighs it.
 
-    Fewer where nothing can be said of some thing that is true of no other.
+    None where nothing of these kinds can be said of any thing that is true of no other.
     """
     order = [int(i) for i in rng.permutation(len(scene.things))]
-    sayable = {i: found for i in order if (found := phrases(scene, i))}
+    sayable = {}
+    for i in order:
+        if found := {kind: said for kind, said in phrases(scene, i).items() if kind in kinds}:
+            sayable[i] = found
     chosen: list[Sample] = []
     for turn in range(count if sayable else 0):
         found = sayable[list(sayable)[turn % len(sayable)]]
-        weights = np.array([KINDS[kind] for kind in found])
+        weights = np.array([kinds[kind] for kind in found])
         kind = str(rng.choice(list(found), p=weights / weights.sum()))
         text, members = found[kind][int(rng.integers(len(found[kind])))]
         target = join([scene.instances[i] for i in members], scene.height, scene.width)
