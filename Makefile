@@ -21,7 +21,7 @@ unit: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 slow: $(VENV)/.dev ## the tests that take minutes
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n auto --dist loadfile
 
 clean:
 	rm -rf $(VENV) demo.png

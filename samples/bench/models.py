@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import sys
 import tempfile
@@ -40,7 +41,7 @@ def find_model(given: str, workspace: Path) -> Model:
             f"{given!r} is no bundle; a model's name needs torch: pip install 'cris-edge[export]'"
         )
     folder = workspace / given
-    worker = Worker(["-m", "samples.bench.models", given, str(folder)], 1)
+    worker = Worker(["-m", "samples.bench.models", given, str(folder)], os.cpu_count() or 1)
     try:
         worker.ask()
     except WorkerError as error:
@@ -59,8 +60,9 @@ def write_random(name: str, folder: Path) -> None:
     import torch
 
     from cris_edge.tokenizer import build
-    from export.build import Job
+    from export.build import PHOTOS, Job
     from export.build import build as export
+    from export.verify import find_photos
     from training import checkpoint
     from training.data.vocabulary import clip_merges
     from training.model import CRIS
@@ -76,7 +78,9 @@ def write_random(name: str, folder: Path) -> None:
     with tempfile.TemporaryDirectory() as place:
         kept = Path(place) / f"{name}.safetensors"
         checkpoint.save(kept, CRIS(config).eval(), tokenizer, {"training_data": RANDOM})
-        export(Job(kept, folder), say=lambda line: print(line, file=sys.stderr))
+        # One photo to compare on: that the export is right is not the question here.
+        job = Job(kept, folder, photos=tuple(find_photos([PHOTOS])[:1]))
+        export(job, say=lambda line: print(line, file=sys.stderr))
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from training.data.items import ItemMaker, Phrase
-from training.data.scenes import FIRST_KINDS, KINDS, draw, make_scene
+from training.data.scenes import FIRST_KINDS, LATER_KINDS, draw, make_scene
 
 
 class SceneDataset(Dataset[dict[str, Any]]):
@@ -37,7 +37,7 @@ class SceneDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
         """Paint a scene and say things of it; `place` is (index, draw), the draw is always 0."""
         number = self._epoch * self._count + place[0]
-        kinds = KINDS if self._epoch else FIRST_KINDS
+        kinds = LATER_KINDS if self._epoch else FIRST_KINDS
         samples: list[Any] = []
         while not samples:
             # Where nothing can be said of a scene, the next one of another row of numbers.
