@@ -95,7 +95,7 @@ class Letterbox:
         inverse = self.inverse(height, width)
         rows = _way_back(probability.shape[0], self.size, height, *inverse[1, 1:])
         columns = _way_back(probability.shape[1], self.size, width, *inverse[0, ::2])
-        restored = _product(_product(rows, probability), columns.T)
+        restored: Float = _product(_product(rows, probability), columns.T)
         # Cubic interpolation overshoots at edges.
         np.clip(restored, 0, 1, out=restored)
         return restored
@@ -112,14 +112,14 @@ def _way_back(logits: int, size: int, pixels: int, scale: float, offset: float) 
     Resize and warp are linear and treat the axes apart, so they are one matrix an axis: the photo
     is reached in one product, however large the square between.
     """
-    weights = cubic_warp(size, pixels, scale, offset) @ cubic_resize(logits, size)
+    weights = _product(cubic_warp(size, pixels, scale, offset), cubic_resize(logits, size))
     single = weights.astype(np.float32)
     single.setflags(write=False)
     return single
 
 
-def _product(left: Float, right: Float) -> Float:
-    """`left @ right` on one thread, of (rows, inner) and (inner, columns) float32.
+def _product(left: NDArray[Any], right: NDArray[Any]) -> NDArray[Any]:
+    """`left @ right` on one thread, of (rows, inner) and (inner, columns) of the same type.
 
     numpy's OpenBLAS computes a large product on all cores, and for tens of milliseconds after it
     its threads keep them busy waiting for another: an engine that runs next takes up to twice as
@@ -128,7 +128,7 @@ def _product(left: Float, right: Float) -> Float:
     (rows, inner), columns = left.shape, right.shape[1]
     height = min(rows, max(1, ALONE // (inner * WIDTH)))
     whole = rows - rows % height
-    result = np.empty((rows, columns), np.float32)
+    result = np.empty((rows, columns), left.dtype)
     for start in range(0, columns, WIDTH):
         part, into = right[:, start : start + WIDTH], result[:, start : start + WIDTH]
         blocks = (-1, height, part.shape[1])

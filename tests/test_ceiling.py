@@ -9,7 +9,7 @@ import pytest
 
 from tests.scenes import write_folder
 from training.ceiling import ceiling, main
-from training.data.scenes import scene_samples
+from training.data.scene_phrases import scene_samples
 
 
 def test_targets_of_what_is_covered_can_reach_more() -> None:

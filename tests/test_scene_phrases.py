@@ -13,18 +13,15 @@ from pycocotools import mask as rle_codec
 
 from cris_edge.tokenizer import build
 from training.data.mirror import mirror
+from training.data.scene_phrases import KINDS, draw, phrases, vocabulary
 from training.data.scenes import (
     COLOURS,
     HELD_OUT,
-    KINDS,
     SHAPES,
     SIZES,
     Scene,
-    draw,
     find_backgrounds,
     make_scene,
-    phrases,
-    vocabulary,
 )
 from training.data.vocabulary import clip_merges, student_tokenizer
 

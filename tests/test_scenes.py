@@ -18,6 +18,7 @@ from training import checkpoint
 from training.data import batches
 from training.data import scenes as world
 from training.data.batches import build_data
+from training.data.scene_phrases import phrases, scene_samples
 from training.data.scenes import (
     COLOURS,
     HELD_OUT,
@@ -28,8 +29,6 @@ from training.data.scenes import (
     Thing,
     find_backgrounds,
     make_scene,
-    phrases,
-    scene_samples,
 )
 from training.errors import DataError
 from training.recipe import read_recipe

@@ -14,7 +14,8 @@ import numpy as np
 from training.data.prepared import DESCRIPTION, open_references
 from training.data.references import Sentences, samples_of
 from training.data.samples import Sample, load_sources
-from training.data.scenes import JUDGED_WORLD, scene_samples
+from training.data.scene_phrases import scene_samples
+from training.data.scenes import JUDGED_WORLD
 from training.errors import DataError
 
 ALL = "all"

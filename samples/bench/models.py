@@ -15,9 +15,10 @@ from pathlib import Path
 
 from cris_edge.errors import CrisEdgeError, InputError
 from samples.bench.contender import Model
-from samples.bench.process import Worker, WorkerError
+from samples.bench.process import ROOT, Worker, WorkerError
 
 RANDOM = "random weights"
+PHOTO = ROOT / "samples" / "photos" / "000000000599.jpg"
 NAME = re.compile(r"\w+")
 
 
@@ -60,9 +61,8 @@ def write_random(name: str, folder: Path) -> None:
     import torch
 
     from cris_edge.tokenizer import build
-    from export.build import PHOTOS, Job
+    from export.build import Job
     from export.build import build as export
-    from export.verify import find_photos
     from training import checkpoint
     from training.data.vocabulary import clip_merges
     from training.model import CRIS
@@ -79,8 +79,7 @@ def write_random(name: str, folder: Path) -> None:
         kept = Path(place) / f"{name}.safetensors"
         checkpoint.save(kept, CRIS(config).eval(), tokenizer, {"training_data": RANDOM})
         # One photo to compare on: that the export is right is not the question here.
-        job = Job(kept, folder, photos=tuple(find_photos([PHOTOS])[:1]))
-        export(job, say=lambda line: print(line, file=sys.stderr))
+        export(Job(kept, folder, photos=(PHOTO,)), say=lambda line: print(line, file=sys.stderr))
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -23,7 +23,8 @@ from training.data.reference_dataset import ReferenceDataset
 from training.data.references import samples_of
 from training.data.samples import Sample, load_samples, load_sources
 from training.data.scene_dataset import SceneDataset
-from training.data.scenes import JUDGED_WORLD, find_backgrounds, scene_samples, vocabulary
+from training.data.scene_phrases import scene_samples, vocabulary
+from training.data.scenes import JUDGED_WORLD, find_backgrounds
 from training.data.vocabulary import clip_merges, student_tokenizer
 from training.distributed import world
 from training.errors import DataError

@@ -10,7 +10,8 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from training.data.items import ItemMaker, Phrase
-from training.data.scenes import FIRST_KINDS, LATER_KINDS, draw, make_scene
+from training.data.scene_phrases import FIRST_KINDS, LATER_KINDS, draw
+from training.data.scenes import make_scene
 
 
 class SceneDataset(Dataset[dict[str, Any]]):

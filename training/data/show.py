@@ -14,7 +14,7 @@ from cris_edge.files import write_image
 from training.data.prepared import DESCRIPTION, open_references
 from training.data.references import samples_of
 from training.data.samples import Sample, load_samples
-from training.data.scenes import scene_samples
+from training.data.scene_phrases import scene_samples
 from training.errors import DataError
 
 TILE = 400
