@@ -12,6 +12,7 @@ from typing import cast
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from training import checkpoint
 from training.data.batches import build_data
 from training.model import CRIS
 from training.model.config import MODELS
+from training.model.neck import double
 from training.objective import Batch, Objective
 from training.recipe import Recipe, read_recipe
 from training.schedule import factor
@@ -130,6 +132,16 @@ def test_bfloat16_comes_close(recipe: Path) -> None:
     )
     assert rounded == pytest.approx(exact, rel=0.03)
     assert rounded[0] != exact[0]
+
+
+def test_compiled_upsampling_is_the_same_and_so_is_its_gradient() -> None:
+    small, weights = torch.rand(2, 3, 5, 4, requires_grad=True), torch.rand(2, 3, 10, 8)
+    compiled = torch.compile(double, backend="aot_eager", fullgraph=True)
+    for way in (double(small), compiled(small)):
+        expected = F.interpolate(small, scale_factor=2.0, mode="bilinear", align_corners=False)
+        torch.testing.assert_close(way, expected)
+        gradients = [torch.autograd.grad((up * weights).sum(), small) for up in (way, expected)]
+        torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.slow

@@ -128,19 +128,19 @@ def _endless(trainer: Trainer) -> Iterator[list[Batch]]:
         trainer.end_epoch()
 
 
-def table(found: Sequence[Measured]) -> str:
-    """A line for each way; ratios are to the first."""
-    lines = [
-        f"{'':<58}{'photos/s':>9}{'ratio':>7}{'ms/step':>9}{'waiting':>9}{'GiB':>7}"
-        f"{'TFLOP/s':>9}{'of peak':>9}"
-    ]
-    for one in found:
-        ratio = one.photos_per_second / found[0].photos_per_second
-        lines.append(
-            f"{one.way:<58}{one.photos_per_second:>9.2f}{ratio:>7.2f}{one.milliseconds:>9.1f}"
-            f"{one.waiting:>9.1%}{one.memory_gib:>7.2f}{one.teraflops:>9.2f}{one.utilisation:>9.1%}"
-        )
-    return "\n".join(lines)
+HEADER = (
+    f"{'':<58}{'photos/s':>9}{'ratio':>7}{'ms/step':>9}{'waiting':>9}{'GiB':>7}"
+    f"{'TFLOP/s':>9}{'of peak':>9}"
+)
+
+
+def row(one: Measured, first: Measured) -> str:
+    """A way's line of the table; the ratio is to the first way."""
+    ratio = one.photos_per_second / first.photos_per_second
+    return (
+        f"{one.way:<58}{one.photos_per_second:>9.2f}{ratio:>7.2f}{one.milliseconds:>9.1f}"
+        f"{one.waiting:>9.1%}{one.memory_gib:>7.2f}{one.teraflops:>9.2f}{one.utilisation:>9.1%}"
+    )
 
 
 def parser() -> argparse.ArgumentParser:
@@ -170,29 +170,32 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Measure each way and print."""
+    """Measure each way and print it at once: the next one may take minutes to compile."""
     device = distributed.start()
-    found = []
-    for way in arguments.way or [PLAIN, FAST]:
-        overrides = ["pretrained=null", *arguments.overrides, *shlex.split(way)]
-        recipe = read_recipe(arguments.config, overrides)
-        found.append(measure(recipe, way, device, arguments.warm, arguments.steps))
-        torch.compiler.reset()
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
     machine = describe_machine()
     if device.type == "cuda":
         machine["gpu"] = torch.cuda.get_device_name(device)
     versions = {"torch": torch.__version__, "python": platform.python_version()}
+    found: list[Measured] = []
+    for way in arguments.way or [PLAIN, FAST]:
+        overrides = ["pretrained=null", *arguments.overrides, *shlex.split(way)]
+        recipe = read_recipe(arguments.config, overrides)
+        found.append(measure(recipe, way, device, arguments.warm, arguments.steps))
+        if not arguments.json:
+            if len(found) == 1:
+                facts = {"date": today(), "batch": recipe.photos, "model": recipe.model}
+                facts = machine | versions | facts
+                print(", ".join(f"{name} {value}" for name, value in facts.items()))
+                print(HEADER)
+            print(row(found[-1], found[0]), flush=True)
+        torch.compiler.reset()
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
     if arguments.json:
         facts = {"date": today(), "machine": machine, "versions": versions}
         ways = [asdict(one) | {"utilisation": one.utilisation} for one in found]
         print(json.dumps(facts | {"config": arguments.config, "ways": ways}, indent=1))
-        return
-    facts = machine | versions | {"date": today(), "batch": recipe.photos, "model": recipe.model}
-    print(", ".join(f"{name} {value}" for name, value in facts.items()))
-    print(table(found))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from training import checkpoint
+from training.ahead import ahead
 from training.allocator import keep_freed_memory
 from training.batch_norm import synchronise
 from training.data.batches import TrainingData
@@ -153,7 +154,7 @@ class Trainer:
         batches = self.data.batches(self.recipe, self.epoch, self.step_in_epoch)
         parts: list[Batch] = []
         try:
-            for batch in batches:
+            for batch in ahead(iter(batches)):
                 parts.append(batch)
                 if len(parts) == self.recipe.accumulate:
                     yield parts

@@ -10,12 +10,24 @@ import torch.nn.functional as F
 from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor, nn
 
+from training.model.blocks import ConstantGrid
 from training.model.config import CRISConfig
 
 HEAD_WIDTH = 64
 """Channels of an attention head in all of CLIP's towers."""
 
 Features = tuple[Tensor, Tensor, Tensor]
+
+
+def bicubic_weights(height: int, width: int, grid: int) -> Tensor:
+    """What each cell of a square grid weighs where it is resized: (height * width, grid ** 2).
+
+    Bicubic interpolation is linear in what it resizes. As a product with these numbers it is fast
+    on GPUs, whose own kernel, and its gradient most of all, is made for large pictures.
+    """
+    cells = torch.eye(grid**2).unflatten(1, (1, grid, grid))
+    resized = F.interpolate(cells, (height, width), mode="bicubic", align_corners=False)
+    return resized.flatten(1).T.contiguous()
 
 
 class DenseAttentionPool(nn.Module):
@@ -25,10 +37,11 @@ class DenseAttentionPool(nn.Module):
     it starts at random. The weights keep CLIP's names and shapes.
     """
 
-    def __init__(self, grid: int, inputs: int, outputs: int):
+    def __init__(self, grid: int, side: int, inputs: int, outputs: int):
         super().__init__()
         self.heads = inputs // HEAD_WIDTH
         self.grid = grid
+        self.resize = ConstantGrid(bicubic_weights, side, side, grid)
         # The first row is the class token's: unused here, kept so that weights keep their shape.
         self.positional_embedding = nn.Parameter(torch.randn(grid**2 + 1, inputs) / inputs**0.5)
         self.q_proj = nn.Linear(inputs, inputs)
@@ -41,9 +54,7 @@ class DenseAttentionPool(nn.Module):
 
     def position_codes(self, height: int, width: int) -> Tensor:
         """The positional embedding resized bicubically: (height * width, inputs)."""
-        codes = self.positional_embedding[1:].T.reshape(1, -1, self.grid, self.grid)
-        codes = F.interpolate(codes, (height, width), mode="bicubic", align_corners=False)
-        return codes.flatten(2)[0].T
+        return self.resize(height, width, self.grid) @ self.positional_embedding[1:]
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, inputs, h, w) to (B, outputs, h, w)."""
@@ -71,7 +82,9 @@ class CLIPImageEncoder(nn.Module):
         self.trunk = ModifiedResNet(
             list(config.vision_layers), config.embed_dim, width // 2, config.vision_grid * 32, width
         )
-        self.trunk.attnpool = DenseAttentionPool(config.vision_grid, 32 * width, config.embed_dim)
+        self.trunk.attnpool = DenseAttentionPool(
+            config.vision_grid, config.input_size // 32, 32 * width, config.embed_dim
+        )
 
     def forward(self, image: Tensor) -> Features:
         """(B, 3, H, W) normalised RGB to features at strides 8, 16, 32."""

@@ -12,7 +12,21 @@ from training.model.config import CRISConfig
 
 def double(features: Tensor) -> Tensor:
     """Bilinear upsampling by two."""
+    if torch.compiler.is_dynamo_compiling() and torch.is_grad_enabled():
+        # torch.compile's own gradient adds to each pixel four times, atomically.
+        return _double_along(_double_along(features, 2), 3)
     return F.interpolate(features, scale_factor=2.0, mode="bilinear", align_corners=False)
+
+
+def _double_along(features: Tensor, axis: int) -> Tensor:
+    """The same along one axis, by shifts, whose gradient is shifts as well."""
+    length = features.shape[axis]
+    before = torch.cat([features.narrow(axis, 0, 1), features.narrow(axis, 0, length - 1)], axis)
+    after = torch.cat(
+        [features.narrow(axis, 1, length - 1), features.narrow(axis, length - 1, 1)], axis
+    )
+    even, odd = 0.75 * features + 0.25 * before, 0.75 * features + 0.25 * after
+    return torch.stack([even, odd], axis + 1).flatten(axis, axis + 1)
 
 
 class Neck(nn.Module):
