@@ -17,7 +17,8 @@ COMMON = ["epochs=1", "scenes=4", "photos=2", "workers=0"]
 
 
 @pytest.fixture
-def recipe(tmp_path: Path) -> Path:
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("training.data.batches.JUDGED_SCENES", 2)
     path = tmp_path / "recipe.yaml"
     content = {
         "kind": "scenes",

@@ -13,18 +13,22 @@ import re
 import shlex
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import torch
 
 from cris_edge.errors import CrisEdgeError
 from training import distributed
-from training.recipe import read_recipe
+from training.recipe import Recipe, read_recipe
 from training.report import describe_machine, today
 from training.run_log import LOG
 from training.train import train
 
 AS_IT_IS = "as it is"
+
+_Kind = TypeVar("_Kind", bound=Recipe)
 
 Figures = dict[str, dict[str, float]]
 """By source of the samples, then by metric."""
@@ -39,16 +43,31 @@ def figures_of(out: Path) -> Figures:
 
 
 def train_ways(
-    config: str, overrides: Sequence[str], ways: Sequence[str], seeds: Sequence[int], out: Path
+    config: str,
+    overrides: Sequence[str],
+    ways: Sequence[str],
+    seeds: Sequence[int],
+    out: Path,
+    kind: type[_Kind],
+    train: Callable[[_Kind, Path, bool, torch.device], None],
 ) -> dict[str, list[Figures]]:
     """Train each way with each seed below `out`; figures by way, in the order of the seeds.
+
+    Args:
+        config: a recipe.
+        overrides: for every way.
+        ways: what to change, once for each.
+        seeds: of the recipe.
+        out: folder for the runs.
+        kind: of recipe.
+        train: trains one into a folder, goes on if told to.
 
     Raises:
         CrisEdgeError: a way is no recipe, or a run broke down.
     """
     device = distributed.start()
     recipes = {
-        (way, seed): read_recipe(config, [*overrides, *shlex.split(way), f"seed={seed}"])
+        (way, seed): read_recipe(config, [*overrides, *shlex.split(way), f"seed={seed}"], kind)
         for way in ways
         for seed in seeds
     }
@@ -56,7 +75,7 @@ def train_ways(
     for (way, seed), recipe in recipes.items():
         name = re.sub(r"[^\w.=+-]+", "-", way).strip("-") or "as-it-is"
         folder = out / name / f"seed-{seed}"
-        train(recipe, folder, resume=True, device=device)
+        train(recipe, folder, True, device)
         found.setdefault(way, []).append(figures_of(folder))
     return found
 
@@ -79,11 +98,17 @@ def table(found: dict[str, list[Figures]]) -> str:
     return "\n".join(lines)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    summary, _, details = str(__doc__).partition("\n\n")
+def parser(program: str, about: str, ways: Sequence[str] | None = None) -> argparse.ArgumentParser:
+    """The command line of a comparison.
+
+    Args:
+        program: the command.
+        about: its module's docstring.
+        ways: compared where none are given; None: they must be given.
+    """
+    summary, _, details = about.partition("\n\n")
     arguments = argparse.ArgumentParser(
-        prog="python -m training.compare", description=summary.partition(": ")[2], epilog=details
+        prog=program, description=summary.partition(": ")[2], epilog=details
     )
     add = arguments.add_argument
     add("--config", required=True, help="a recipe, see training/configs/")
@@ -91,21 +116,26 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--way",
         action="append",
-        required=True,
+        required=ways is None,
         metavar="OVERRIDES",
         help='what to change, e.g. "ema=0 dice=0"; "" for nothing. The first is what others are '
-        "compared with",
+        + ("compared with" if ways is None else f"compared with; default: {', '.join(ways)}"),
     )
     add("--seeds", type=int, nargs="+", default=[0], help="default: 0")
     add("--set", nargs="*", default=[], metavar="NAME=VALUE", help="overrides for every way")
     return arguments
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; one line on stderr and 2 where something is refused."""
-    options = parser().parse_args(argv)
+def compare(
+    options: argparse.Namespace,
+    kind: type[_Kind],
+    train: Callable[[_Kind, Path, bool, torch.device], None],
+) -> int:
+    """Compare as told and print; one line on stderr and 2 where something is refused."""
     try:
-        found = train_ways(options.config, options.set, options.way, options.seeds, options.out)
+        found = train_ways(
+            options.config, options.set, options.way, options.seeds, options.out, kind, train
+        )
     except (CrisEdgeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -116,6 +146,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{machine['processor']}, {machine['cores']} cores, {today()}; last validation, per cent")
     print(table(found))
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    options = parser("python -m training.compare", str(__doc__)).parse_args(argv)
+    return compare(options, Recipe, train)
 
 
 if __name__ == "__main__":

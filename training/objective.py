@@ -44,18 +44,24 @@ class Objective(nn.Module):
         Args:
             batch: as `training.data.batches.Batches` gives it.
         """
-        device = batch["image"].device.type
-        dtype = AUTOCAST[self.recipe.precision]
-        with torch.autocast(device, dtype, enabled=dtype is not None):
+        with self.autocast(batch):
             logits, named = self._predict(batch)
         return self._losses(batch, logits[:, 0].float(), named)
+
+    def autocast(self, batch: Batch) -> AbstractContextManager[Any]:
+        """Products of matrices in the recipe's precision."""
+        dtype = AUTOCAST[self.recipe.precision]
+        return torch.autocast(batch["image"].device.type, dtype, enabled=dtype is not None)
+
+    def image(self, batch: Batch, model: CRIS) -> Tensor:
+        """A batch's frames as a model wants them, laid out as the recipe wants them."""
+        layout = torch.channels_last if self.recipe.channels_last else torch.contiguous_format
+        return model.normalise(batch["image"]).contiguous(memory_format=layout)
 
     def _predict(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Logits of the phrases, and of the nouns where they are taught."""
         model = self.model
-        image = model.normalise(batch["image"])
-        layout = torch.channels_last if self.recipe.channels_last else torch.contiguous_format
-        c3, c4, c5 = model.encode_image(image.contiguous(memory_format=layout))
+        c3, c4, c5 = model.encode_image(self.image(batch, model))
         photo = each(model.look(c3, c4, c5), len(batch["tokens"]))
         if self.nouns is None:
             return model.pair(*photo, *model.phrase(batch["tokens"])), None

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import yaml
 
@@ -138,8 +138,22 @@ BYSTANDERS = ("data", "workers", "validate_every", "save_every", "keep", "log_ev
 """What may change when a run is resumed: the batches and the losses stay the same."""
 
 
-def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+_Kind = TypeVar("_Kind", bound=Recipe)
+
+
+@overload
+def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe: ...
+@overload
+def read_recipe(path: str | Path, overrides: Sequence[str], kind: type[_Kind]) -> _Kind: ...
+def read_recipe(
+    path: str | Path, overrides: Sequence[str] = (), kind: type[Recipe] = Recipe
+) -> Recipe:
     """Read a recipe and apply overrides of the form `name=value`, values as in YAML.
+
+    Args:
+        path: a YAML file.
+        overrides: what to change in it.
+        kind: a recipe with more names than `Recipe` has.
 
     Raises:
         RecipeError: no such file, not YAML, an unknown name, or a value of another type or range.
@@ -158,15 +172,17 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{path}: cannot be read: {error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not YAML: {error}") from error
-    return _checked(values)
+    return _checked(values, kind)
 
 
-def _checked(values: dict[str, Any]) -> Recipe:
-    defaults = dataclasses.asdict(Recipe())
+def _checked(values: dict[str, Any], kind: type[_Kind]) -> _Kind:
+    defaults = dataclasses.asdict(kind())
     if unknown := sorted(str(name) for name in values if name not in defaults):
         raise RecipeError(f"unknown names {unknown}; a recipe has {', '.join(defaults)}")
     for name, value in values.items():
-        wanted = (str, type(None)) if name == "pretrained" else (type(defaults[name]),)
+        wanted: tuple[type, ...] = (type(defaults[name]),)
+        if defaults[name] is None or name == "pretrained":
+            wanted = (str, type(None))
         if float in wanted and type(value) is int:
             values[name] = float(value)
         elif type(value) not in wanted:
@@ -180,7 +196,7 @@ def _checked(values: dict[str, Any]) -> Recipe:
             _check_range(name, value)
         if name == "milestones" and not all(type(one) is int and one >= 0 for one in value):
             raise RecipeError(f"milestones: expected whole epochs, got {value}")
-    recipe = Recipe(**values)
+    recipe = kind(**values)
     if recipe.naming and recipe.kind != "photos":
         raise RecipeError("naming: only `kind: photos` has COCO's 80 categories to name pixels by")
     return recipe

@@ -16,7 +16,7 @@ import dataclasses
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from cris_edge.errors import CrisEdgeError
 from training import checkpoint, distributed
-from training.data.batches import build_data
+from training.data.batches import TrainingData, build_data
 from training.distributed import agree
 from training.errors import CheckpointError, DataError, TrainingError
 from training.evaluate import Evaluation, evaluate_samples
@@ -40,8 +40,21 @@ log = logging.getLogger(__name__)
 BEST = "best.safetensors"
 
 
-def train(recipe: Recipe, out: Path, resume: bool, device: torch.device) -> None:
+def train(
+    recipe: Recipe,
+    out: Path,
+    resume: bool,
+    device: torch.device,
+    start: Callable[[Recipe, TrainingData, torch.device], Trainer] = Trainer,
+) -> None:
     """Train to the recipe's last epoch.
+
+    Args:
+        recipe: what to train, on what, and how.
+        out: folder of the run.
+        resume: go on from the newest state in `out`, if there is one.
+        device: of this process.
+        start: gives the trainer of a recipe with its data.
 
     Raises:
         CrisEdgeError: data, recipe or state are not as they should be, or the run broke down.
@@ -49,7 +62,7 @@ def train(recipe: Recipe, out: Path, resume: bool, device: torch.device) -> None
     """
     warn_of_slow_precision(recipe, device)
     data = agree(lambda: build_data(recipe))
-    trainer = Trainer(recipe, data, device)
+    trainer = start(recipe, data, device)
     agree(lambda: begin(trainer, out, resume))
     run_log = None
     if distributed.world()[0] == 0:

@@ -89,7 +89,28 @@ def parameter_groups(objective: Objective, recipe: Recipe) -> list[dict[str, Any
 class Trainer:
     """One process's part of a run."""
 
-    def __init__(self, recipe: Recipe, data: TrainingData, device: torch.device):
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: TrainingData,
+        device: torch.device,
+        *,
+        build: Callable[[Recipe, TrainingData], CRIS] = build_model,
+        teach: Callable[[CRIS, Recipe], Objective] = Objective,
+    ):
+        """Build what is trained.
+
+        Args:
+            recipe: what to train, and how.
+            data: of the recipe.
+            device: of this process.
+            build: gives the model with the weights it starts from.
+            teach: gives the model together with its losses.
+
+        Raises:
+            CheckpointError: the weights to start from cannot be had.
+            RecipeError: the batch cannot be shared by the processes.
+        """
         _, size = world()
         if recipe.photos % (size * recipe.accumulate):
             raise RecipeError(
@@ -101,8 +122,8 @@ class Trainer:
         torch.backends.cudnn.benchmark = True
         keep_freed_memory(device)
         self.recipe, self.data, self.device = recipe, data, device
-        self.model = agree(lambda: build_model(recipe, data))
-        self.objective = Objective(self.model, recipe).to(device)
+        self.model = agree(lambda: build(recipe, data))
+        self.objective = teach(self.model, recipe).to(device)
         if recipe.channels_last:
             self.objective.to(memory_format=torch.channels_last)
         self.average = None
@@ -240,13 +261,17 @@ class Trainer:
             return self.model.eval()
         return cast("CRIS", self.average.module).eval()
 
+    def _helpers(self) -> dict[str, Tensor]:
+        """What learns beside the model and is dropped in the end."""
+        state = self.objective.state_dict()
+        return {name: tensor for name, tensor in state.items() if not name.startswith("model.")}
+
     def save(self, path: Path) -> None:
         """Write the whole state, from which `load` goes on."""
         extra = checkpoint.optimiser_tensors(self.optimiser)
         if self.average is not None:
             extra |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
-        if self.objective.nouns is not None:
-            extra |= {f"nouns.{k}": v for k, v in self.objective.nouns.state_dict().items()}
+        extra |= {f"helpers.{k}": v for k, v in self._helpers().items()}
         state = {
             "epoch": self.epoch,
             "step": self.step,
@@ -273,8 +298,9 @@ class Trainer:
         self.model.load_state_dict(kept.model.state_dict())
         if self.average is not None:
             self.average.load_state_dict(_part(kept.extra, "average."))
-        if self.objective.nouns is not None:
-            self.objective.nouns.load_state_dict(_part(kept.extra, "nouns."))
+        # The model is in there as well, and loaded above.
+        everything = self.objective.state_dict() | _part(kept.extra, "helpers.")
+        self.objective.load_state_dict(everything)
         checkpoint.restore_optimiser(self.optimiser, kept.extra)
         state = json.loads(kept.metadata["state"])
         self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]

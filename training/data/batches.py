@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -61,6 +61,8 @@ class TrainingData:
     """By source: never mixed."""
     sources: str
     """In words, for whoever gets the model."""
+    readers: dict[str, tuple[Tokenizer, int]] = field(default_factory=dict)
+    """Who else reads the phrases: a batch has `NAME_tokens` by this tokenizer, so many a phrase."""
 
     def batches(self, recipe: Recipe, epoch: int, first: int = 0) -> Batches:
         """This process's share of an epoch's batches, from step `first` of it on."""
@@ -112,7 +114,7 @@ class Batches:
             worker_init_fn=start_worker,
             pin_memory=torch.cuda.is_available(),
         )
-        self.tokenizer, self.recipe = data.tokenizer, recipe
+        self.tokenizer, self.readers, self.recipe = data.tokenizer, data.readers, recipe
         self.word_len = recipe.config().word_len
         self.epoch, self.first = epoch, first
 
@@ -123,7 +125,9 @@ class Batches:
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """Batches of `recipe.photos` / (processes * `recipe.accumulate`) photos."""
         for part, batch in enumerate(self.loader):
-            del batch["texts"]
+            texts = batch.pop("texts")
+            for name, (tokenizer, length) in self.readers.items():
+                batch[f"{name}_tokens"] = encode(texts, tokenizer, length)
             instances = batch["instance"].unflatten(0, (-1, self.recipe.phrases))
             batch["distinct"] = distinct(instances).flatten()
             if self.recipe.naming:
@@ -134,9 +138,12 @@ class Batches:
         """Token ids of the 80 categories, each by one of its names."""
         rng = np.random.default_rng((self.recipe.seed, self.epoch, step))
         texts = [str(rng.choice(NOUNS[category])) for category in CATEGORIES]
-        return torch.from_numpy(
-            np.stack([self.tokenizer.encode(text, self.word_len) for text in texts])
-        )
+        return encode(texts, self.tokenizer, self.word_len)
+
+
+def encode(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> Tensor:
+    """Ids of phrases, (N, length) int64."""
+    return torch.from_numpy(np.stack([tokenizer.encode(text, length) for text in texts]))
 
 
 def distinct(instances: Tensor) -> Tensor:

@@ -123,10 +123,15 @@ class CRIS(nn.Module):
         return self.pair(*each(self.photo(frame), len(tokens)), *self.phrase(tokens))
 
     def stages(self, image: Tensor, tokens: Tensor) -> dict[str, Tensor]:
-        """Every stage's result by name, for comparing implementations: one phrase a photo."""
+        """Every stage's result by name, for comparing and for teaching models.
+
+        Args:
+            image: (B, 3, H, W) normalised RGB.
+            tokens: (B * K, L), K phrases of each photo.
+        """
         c3, c4, c5 = self.encode_image(image)
         words, sentence, padding = self.encode_text(tokens)
-        p3, p4, p5, *detail = self.look(c3, c4, c5)
+        p3, p4, p5, *detail = each(self.look(c3, c4, c5), len(tokens))
         keys, values, mask, gate, kernel, bias = self.read(words, sentence, padding)
         neck = self.neck(p3, p4, p5, gate)
         decoder = self.decoder(neck, keys, values, mask)
@@ -135,6 +140,8 @@ class CRIS(nn.Module):
             "c4": c4,
             "c5": c5,
             "word_features": words,
+            "padding": padding,
+            "values": values,
             "sentence_feature": sentence,
             "neck": neck,
             "decoder": decoder,

@@ -1,0 +1,39 @@
+"""`python -m quantize.compare --teacher T --config C --out DIR`: is a teacher worth it.
+
+Trains the recipe's student without the teacher, with it, and with each lesson by itself, as long
+each time and once for every seed, and prints the figures of the last validation as a table, mean
+and spread over the seeds. What is trained already is not trained again, and a run that was stopped
+goes on: give the very same command.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from quantize.distill import distil
+from quantize.recipe import DistillRecipe
+from training.compare import compare, parser
+
+WAYS = (
+    "teacher=null",
+    "",
+    "relations=0 features=0",
+    "soft_masks=0 features=0",
+    "soft_masks=0 relations=0",
+)
+"""Without a teacher; with all its lessons; with one of them."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    arguments = parser("python -m quantize.compare", str(__doc__), [repr(way) for way in WAYS])
+    arguments.add_argument("--teacher", required=True, help="a checkpoint, .safetensors")
+    options = arguments.parse_args(argv)
+    options.way = options.way or list(WAYS)
+    options.set = [f"teacher={options.teacher}", *options.set]
+    return compare(options, DistillRecipe, distil)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""`python -m quantize.distill --teacher T --config training/configs/cris_edge_s.yaml`: distil.
+
+Trains a student as `training.train` does, from the same recipes and into the same kind of folder,
+and beside the labels from a teacher: a checkpoint of any size, full CRIS or a larger student. With
+`texts=FILE` the phrase side learns from the teacher by itself first, on text alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from cris_edge.errors import CrisEdgeError
+from cris_edge.tokenizer import Tokenizer
+from quantize.distillation import TEACHER, Distillation
+from quantize.phrases import read_phrases, teach_phrases
+from quantize.recipe import DistillRecipe
+from training import checkpoint, distributed
+from training.data.batches import TrainingData
+from training.distributed import agree
+from training.errors import CheckpointError, TrainingError
+from training.model import CRIS
+from training.recipe import Recipe, read_recipe
+from training.train import states, train, whole_state
+from training.trainer import Trainer, build_model
+
+
+def distil(recipe: DistillRecipe, out: Path, resume: bool, device: torch.device) -> None:
+    """Train a student to the recipe's last epoch, with its teacher if it has one.
+
+    Raises:
+        CrisEdgeError: teacher, data, recipe or state are not as they should be, or the run broke
+            down.
+        OSError: files cannot be written; the states before are whole.
+    """
+    path = recipe.teacher
+    if path is None:
+        train(recipe, out, resume, device)
+        return
+    teacher, tokenizer = agree(lambda: open_teacher(path, device))
+    begun = resume and bool(states(out))
+
+    def build(recipe: Recipe, data: TrainingData) -> CRIS:
+        assert isinstance(recipe, DistillRecipe)
+        model = build_model(recipe, data)
+        # A state that is gone on from has learnt its phrases already.
+        if recipe.texts and not begun:
+            teach_phrases(
+                model, data.tokenizer, teacher, tokenizer, read_phrases(recipe.texts),
+                steps=recipe.text_steps, batch=recipe.text_batch, seed=recipe.seed,
+            )  # fmt: skip
+        return model
+
+    def start(recipe: Recipe, data: TrainingData, device: torch.device) -> Trainer:
+        data.readers[TEACHER] = (tokenizer, teacher.config.word_len)
+        return Trainer(recipe, data, device, build=build, teach=teach)
+
+    teach = partial(_with_teacher, teacher)
+    train(recipe, out, resume, device, start)
+
+
+def _with_teacher(teacher: CRIS, model: CRIS, recipe: Recipe) -> Distillation:
+    assert isinstance(recipe, DistillRecipe)
+    return Distillation(model, recipe, teacher)
+
+
+def open_teacher(path: str, device: torch.device) -> tuple[CRIS, Tokenizer]:
+    """A teacher, in evaluation mode on the device, with its tokenizer.
+
+    Raises:
+        CheckpointError: it is none of our checkpoints, or damaged.
+    """
+    if Path(path).suffix != ".safetensors":
+        raise CheckpointError(
+            f"teacher: expected a checkpoint (.safetensors), got {path}. A bundle keeps no "
+            "features to learn from: give the checkpoint that it was exported from; a checkpoint "
+            "of the CRIS authors' code goes through python -m training.convert first"
+        )
+    kept = checkpoint.load(path)
+    return kept.model.to(device).eval(), kept.tokenizer
+
+
+EXAMPLE = """examples:
+  python -m quantize.distill --teacher runs/r50/best.safetensors \\
+    --config training/configs/cris_edge_s.yaml --out runs/s data=DATA texts=phrases.txt.gz
+  python -m quantize.distill --teacher runs/scenes/best.safetensors \\
+    --config training/configs/scenes.yaml --out runs/small data=PHOTOS \\
+    'sizes={input_size: 128, text_width: 64}'
+
+docs/quantize.md tells what each lesson is worth.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    summary, _, details = str(__doc__).partition("\n\n")
+    arguments = argparse.ArgumentParser(
+        prog="python -m quantize.distill",
+        description=f"{summary.partition(': ')[2]}\n\n{details}",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = arguments.add_argument
+    add("--teacher", required=True, help="a checkpoint, .safetensors")
+    add("--config", required=True, help="the student's recipe, see training/configs/")
+    add("--student", metavar="MODEL", help="the student's sizes; default: as the recipe has it")
+    add("--out", type=Path, default=Path("runs/distill"), help="default: %(default)s")
+    add("--resume", action="store_true", help="go on from the newest state in OUT, if there is one")
+    add(
+        "overrides",
+        nargs="*",
+        help="name=value, e.g. data=/photos soft_masks=0.5 (quantize/recipe.py has the names)",
+    )
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; one line on stderr and 2 where something is refused."""
+    options = parser().parse_args(argv)
+    student = [f"model={options.student}"] if options.student else []
+    overrides = [f"teacher={options.teacher}", *student, *options.overrides]
+    try:
+        device = distributed.start()
+        recipe = agree(lambda: read_recipe(options.config, overrides, DistillRecipe))
+        distil(recipe, options.out, options.resume, device)
+    except (CrisEdgeError, OSError) as error:
+        if distributed.world()[0] == 0 or isinstance(error, (TrainingError, OSError)):
+            print(f"error: {error}{whole_state(error, options.out)}", file=sys.stderr)
+        return 2
+    finally:
+        distributed.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,220 @@
+"""A student learns from its teacher: masks, relations, features and phrases."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+
+from quantize import compare, distill, lessons
+from quantize.phrases import read_phrases, teach_phrases
+from quantize.recipe import DistillRecipe
+from tests.training_run import (
+    RECIPE,
+    SIZES,
+    contents,
+    interrupted,
+    last_line,
+    log,
+    same_run,
+    write_recipe,
+)
+from training import checkpoint
+from training.data.batches import build_data
+from training.data.scene_phrases import vocabulary
+from training.data.vocabulary import student_tokenizer
+from training.errors import DataError
+from training.model import CRIS, CRISConfig
+from training.model.config import MODELS
+from training.recipe import read_recipe
+
+ROOT = Path(__file__).parent.parent
+LARGER = {"embed_dim": 64, "text_layers": 2, "neck_channels": [32, 64, 64], "word_len": 20}
+CHANGES: dict[str, Any] = {
+    "kind": "scenes",
+    "data": str(ROOT / "samples" / "photos"),
+    "scenes": 6,
+    "naming": 0.0,
+    "epochs": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Larger than the student, with another vocabulary, and it sees at another size."""
+    torch.manual_seed(1)
+    tokenizer = student_tokenizer(vocabulary(), first=500)
+    config = CRISConfig.from_dict(
+        json.loads(MODELS["cris_edge_s"].to_json())
+        | SIZES
+        | LARGER
+        | {"input_size": 96, "context_length": 20, "vocab_size": tokenizer.vocab_size}
+    )
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    checkpoint.save(path, CRIS(config).eval(), tokenizer, {})
+    return path
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("training.data.batches.JUDGED_SCENES", 2)
+    return write_recipe(tmp_path / "recipe.yaml", RECIPE, **CHANGES)
+
+
+def run(recipe: Path, out: Path, teacher: Path, *more: str) -> int:
+    with patch.object(torch.cuda, "is_available", return_value=False):
+        return distill.main(
+            ["--teacher", str(teacher), "--config", str(recipe), "--out", str(out), *more]
+        )
+
+
+def test_a_student_is_taught_and_keeps_nothing_of_its_teacher(
+    recipe: Path, teacher: Path, tmp_path: Path
+) -> None:
+    before = teacher.read_bytes()
+    assert run(recipe, tmp_path / "out", teacher) == 0
+    losses = log(tmp_path / "out")[0]["losses"]
+    assert losses.keys() == {"mask", "dice", "which", "soft_masks", "relations", "features"}
+    assert all(value > 0 for value in losses.values())
+    student = checkpoint.load(tmp_path / "out" / "best.safetensors")
+    assert student.model.config.embed_dim == SIZES["embed_dim"]
+    tensors, _ = contents(tmp_path / "out" / "best.safetensors")
+    assert not [name for name in tensors if "adapter" in name or "teacher" in name]
+    assert teacher.read_bytes() == before
+
+
+def test_a_lesson_of_no_weight_is_not_given(recipe: Path, teacher: Path, tmp_path: Path) -> None:
+    assert run(recipe, tmp_path / "out", teacher, "relations=0", "features=0", "epochs=1") == 0
+    losses = log(tmp_path / "out")[0]["losses"]
+    assert losses.keys() == {"mask", "dice", "which", "soft_masks"}
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_were_not(
+    recipe: Path, teacher: Path, tmp_path: Path
+) -> None:
+    phrases = tmp_path / "phrases.txt"
+    phrases.write_text("red circle\nblue square\n", encoding="utf-8")
+    more = [f"texts={phrases}", "text_steps=3", "text_batch=2"]
+    assert run(recipe, tmp_path / "whole", teacher, *more) == 0
+    with interrupted(4):
+        run(recipe, tmp_path / "out", teacher, *more)
+    assert run(recipe, tmp_path / "out", teacher, "--resume", *more) == 0
+    same_run(tmp_path / "out", tmp_path / "whole")
+
+
+def test_other_lessons_are_no_resumption(
+    recipe: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(recipe, tmp_path / "out", teacher, "epochs=1") == 0
+    assert run(recipe, tmp_path / "out", teacher, "--resume", "epochs=1", "features=0.5") == 2
+    assert "features: 1.0, now 0.5" in last_line(capsys.readouterr().err)
+
+
+def test_a_bundle_is_no_teacher(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = ROOT / "cris_edge" / "models" / "cris_edge_s"
+    assert run(recipe, tmp_path / "out", bundle) == 2
+    assert "the checkpoint that it was exported from" in last_line(capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_ways_are_compared_in_one_command(
+    recipe: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--teacher", str(teacher), "--config", str(recipe), "--out", str(tmp_path / "runs")]
+    ways = ["--way", "teacher=null", "--way", "relations=0"]
+    assert compare.main([*command, *ways, "--set", "epochs=1", "scenes=2"]) == 0
+    *_, without, taught = capsys.readouterr().out.splitlines()
+    assert without.startswith("teacher=null ")
+    assert taught.startswith("relations=0 ")
+    assert "soft_masks" not in log(tmp_path / "runs" / "teacher=null" / "seed-0")[0]["losses"]
+
+
+# --- the lessons ---
+
+
+def test_who_knows_it_all_has_nothing_to_learn() -> None:
+    torch.manual_seed(0)
+    logits, pixels, words = torch.randn(2, 6, 6), torch.randn(2, 8, 6, 6), torch.randn(2, 5, 8)
+    relation, known = lessons.relation(pixels, words), torch.ones(2, 5, dtype=torch.bool)
+    everywhere = torch.ones(2, 6, 6)
+    assert lessons.soft_masks(logits, logits, everywhere, 3.0).abs() < 1e-5
+    assert lessons.relations(relation, relation, known) == 0
+    assert lessons.features(pixels, 2 * pixels).abs() < 1e-6
+    assert lessons.soft_masks(logits, -logits, everywhere, 3.0) > 0.1
+    assert lessons.relations(relation, -relation, known) > 0.1
+    assert lessons.features(pixels, -pixels) == pytest.approx(2, abs=1e-5)
+
+
+def test_relations_do_not_know_how_features_are_turned() -> None:
+    torch.manual_seed(0)
+    pixels, words = torch.randn(2, 8, 6, 6), torch.randn(2, 5, 8)
+    turn, _ = torch.linalg.qr(torch.randn(8, 8))
+    turned = torch.einsum("nchw,cd->ndhw", pixels, turn)
+    torch.testing.assert_close(
+        lessons.relation(turned, words @ turn), lessons.relation(pixels, words)
+    )
+
+
+def test_soft_masks_are_the_divergence_of_bernoulli_distributions() -> None:
+    mine, taught, temperature = torch.tensor([[[0.7]]]), torch.tensor([[[-1.3]]]), 2.0
+    p, q = (torch.sigmoid(x / temperature) for x in (taught, mine))
+    divergence = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+    found = lessons.soft_masks(mine, taught, torch.ones(1, 1, 1), temperature)
+    assert found == pytest.approx(temperature**2 * divergence.item(), rel=1e-4)
+
+
+def test_words_that_are_split_otherwise_are_not_compared() -> None:
+    mine = torch.tensor([[9, 1, 2, 10, 0], [9, 3, 10, 0, 0]])
+    taught = torch.tensor([[90, 11, 12, 91, 0, 0], [90, 13, 14, 91, 0, 0]])
+    assert lessons.same_words(mine, taught).tolist() == [[True] * 4 + [False], [False] * 5]
+
+
+# --- phrases by themselves ---
+
+
+def test_the_phrase_side_learns_on_text_alone(recipe: Path, teacher: Path) -> None:
+    kept = checkpoint.load(teacher)
+    read = read_recipe(recipe, [f"teacher={teacher}"], DistillRecipe)
+    data = build_data(read)
+    sizes = CRISConfig.from_dict(
+        json.loads(read.config().to_json()) | {"vocab_size": data.tokenizer.vocab_size}
+    )
+    phrases = [f"{a} {b}" for a in ("red", "blue", "small", "big") for b in ("circle", "square")]
+
+    def taught() -> tuple[CRIS, list[float]]:
+        torch.manual_seed(0)
+        model = CRIS(sizes)
+        losses = teach_phrases(
+            model, data.tokenizer, kept.model, kept.tokenizer, phrases, steps=60, batch=8, seed=0
+        )
+        return model, losses
+
+    (model, losses), (again, _) = taught(), taught()
+    assert losses[-1] < 0.3 * losses[0]
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)
+    )
+
+
+def test_phrases_are_read_from_text(tmp_path: Path) -> None:
+    plain, packed = tmp_path / "p.txt", tmp_path / "p.txt.gz"
+    plain.write_text("red circle\n\n  café cup \n", encoding="utf-8")
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    assert read_phrases(plain) == read_phrases(packed) == ["red circle", "café cup"]
+
+
+@pytest.mark.parametrize("content", [b"\n \n", b"\xff\xfe", b"\x1f\x8b broken"])
+def test_text_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / ("p.txt.gz" if content.startswith(b"\x1f") else "p.txt")
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"p\.txt.*expected phrases, one a line"):
+        read_phrases(path)
+    with pytest.raises(DataError, match="expected phrases"):
+        read_phrases(tmp_path / "none.txt")
