@@ -174,7 +174,7 @@ def test_a_zip_that_cannot_be_written_leaves_the_older_one(folder: Path) -> None
         (put("linear", "mask", "interpolation"), "mask.interpolation: .*'cubic' alone"),
         (put("black", "image", "border"), "image.border: .*'mean' alone"),
         (put("BGR", "image", "colour"), "image.colour: .*'RGB' alone, not 'BGR'"),
-        (put("int8", "precision"), "precision: 'int8' is none of float32, float16"),
+        (put("int4", "precision"), "precision: 'int4' is none of float32, float16"),
         (put(100, "image", "size"), "image.size: expected a positive multiple of 32, got 100"),
         (put("other.onnx", "graphs", "pair", "file"), "'other.onnx' is used, but is not among"),
         (put("none.json", "text", "tokenizer"), "'none.json' is used, but is not among"),

@@ -28,6 +28,7 @@ from tests.training_run import (
 )
 from training import checkpoint
 from training.data.batches import build_data
+from training.errors import CheckpointError
 from training.model import CRIS
 from training.model.config import MODELS
 from training.model.neck import double
@@ -380,3 +381,29 @@ def test_frozen_statistics_stay_as_they_came(recipe: Path) -> None:
     assert not torch.equal(tensors(free)[mean], before[mean])
     neck = "neck.c4.1.running_mean"
     assert not torch.equal(tensors(frozen)[neck], before[neck])
+
+
+# --- fine-tuning ---
+
+
+def test_a_checkpoint_is_fine_tuned(recipe: Path, tmp_path: Path) -> None:
+    assert run(recipe, tmp_path / "first", "epochs=1") == 0
+    best = tmp_path / "first" / "best.safetensors"
+    begun = start(recipe, f"start_from={best}", "seed=3")
+    kept = checkpoint.load(best)
+    assert begun.data.tokenizer.to_json() == kept.tokenizer.to_json()
+    for name, tensor in kept.model.state_dict().items():
+        assert torch.equal(begun.model.state_dict()[name], tensor), name
+    before = tensors(begun)
+    learn(begun, 1)
+    assert not all(torch.equal(before[name], tensor) for name, tensor in tensors(begun).items())
+
+
+def test_a_checkpoint_of_other_sizes_is_not_fine_tuned(recipe: Path, tmp_path: Path) -> None:
+    assert run(recipe, tmp_path / "first", "epochs=1") == 0
+    best = tmp_path / "first" / "best.safetensors"
+    sizes = json.dumps(SIZES | {"decoder_ffn": 48})
+    with pytest.raises(
+        CheckpointError, match=r"decoder\.layers\.0\.feed\.0.* is \(32, 32\) and not \(48, 32\)"
+    ):
+        start(recipe, f"start_from={best}", f"sizes={sizes}")

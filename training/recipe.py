@@ -37,6 +37,9 @@ class Recipe:
     """Sizes that differ from the named model's."""
     pretrained: str | None = "openai"
     """`openai` or a file of CLIP's weights for full CRIS; `imagenet` for students; null: random."""
+    start_from: str | None = None
+    """A checkpoint (.safetensors) to fine-tune, in place of `pretrained`: its weights, and its
+    tokenizer. Sizes must be its own, but for the input's."""
     seed: int = 0
 
     epochs: int = 50

@@ -57,11 +57,35 @@ def build_model(recipe: Recipe, data: TrainingData) -> CRIS:
     """
     config = dataclasses.replace(recipe.config(), vocab_size=data.tokenizer.vocab_size)
     model = CRIS(config)
-    if recipe.pretrained == "imagenet":
+    if recipe.start_from is not None:
+        fine_tune(model, recipe.start_from)
+    elif recipe.pretrained == "imagenet":
         load_imagenet(model)
     else:
         load_clip(model, recipe.pretrained)
     return model
+
+
+def fine_tune(model: CRIS, path: str) -> None:
+    """Give a model all the weights of a checkpoint.
+
+    Raises:
+        CheckpointError: it is damaged, or of other sizes; tells the first that differ.
+    """
+    weights, wanted = checkpoint.load(path).model.state_dict(), model.state_dict()
+    differing = [f"{name} is surplus" for name in weights if name not in wanted]
+    for name, tensor in wanted.items():
+        if name not in weights:
+            differing.append(f"{name} is missing")
+        elif tensor.shape != weights[name].shape:
+            shapes = tuple(weights[name].shape), tuple(tensor.shape)
+            differing.append(f"{name} is {shapes[0]} and not {shapes[1]}")
+    if differing:
+        raise CheckpointError(
+            f"start_from: {path} is of other sizes than the recipe's model: "
+            f"{'; '.join(differing[:3])}"
+        )
+    model.load_state_dict(weights)
 
 
 def parameter_groups(objective: Objective, recipe: Recipe) -> list[dict[str, Any]]:
@@ -197,8 +221,12 @@ class Trainer:
         torch.manual_seed((self.recipe.seed * 1_000_003 + self.step) * 4096 + rank)
         self.optimiser.zero_grad(set_to_none=True)
         found = [self._backward(part, last=part is parts[-1]) for part in parts]
-        losses = self._mean(found)
-        self._update(sum(losses.values()))
+        self.scaler.unscale_(self.optimiser)
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.objective.parameters(), self.recipe.clip_norm or math.inf
+        )
+        losses, size = self._look(found, norm)
+        self._update(sum(losses.values()), size)
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         return losses
@@ -215,30 +243,34 @@ class Trainer:
             self.scaler.scale(total).backward()
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def _mean(self, found: Sequence[dict[str, Tensor]]) -> dict[str, float]:
-        """Over the parts and the processes, whose shares are of equal size."""
+    def _look(
+        self, found: Sequence[dict[str, Tensor]], norm: Tensor
+    ) -> tuple[dict[str, float], float]:
+        """Mean losses over the parts and the processes, which share equally, and the norm.
+
+        Once a step, when everything up to here is under way: a GPU has nothing to do from the end
+        of what is looked at until it is told more.
+        """
         names = list(found[0])
         mean = torch.stack([torch.stack([part[n] for n in names]) for part in found]).mean(0)
+        mean = torch.cat([mean, norm[None]])
         if world()[1] > 1:
             dist.all_reduce(mean)
             mean /= world()[1]
-        return dict(zip(names, mean.tolist(), strict=True))
+        *losses, size = mean.tolist()
+        return dict(zip(names, losses, strict=True)), size
 
-    def _update(self, loss: float) -> None:
+    def _update(self, loss: float, norm: float) -> None:
         """Let the optimiser take its step, if everything is a number."""
         rate = factor(self.recipe, self.step, self.steps_per_epoch)
         for group in self.optimiser.param_groups:
             group["lr"] = group["base_lr"] * rate
-        self.scaler.unscale_(self.optimiser)
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.objective.parameters(), self.recipe.clip_norm or math.inf
-        )
         # Scaled gradients of float16 overflow now and then; the scaler then skips the step and
         # halves its scale.
         scaled = self.scaler.is_enabled() and self.scaler.get_scale() > SMALLEST_SCALE
-        if not math.isfinite(loss) or not (scaled or torch.isfinite(norm)):
+        if not math.isfinite(loss) or not (scaled or math.isfinite(norm)):
             raise TrainingError(
-                f"the loss is {loss} and its gradient {norm.item()} at step {self.step}. A lower "
+                f"the loss is {loss} and its gradient {norm} at step {self.step}. A lower "
                 "learning_rate, clip_norm=1.0 or precision=float32 usually helps"
             )
         self.scaler.step(self.optimiser)

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from cris_edge.letterbox import Letterbox
 from cris_edge.tokenizer import Tokenizer, build
+from training import checkpoint
 from training.data.augment import Augmentation
 from training.data.items import ItemMaker, collate, start_worker
 from training.data.nouns import CATEGORIES, NOUNS
@@ -165,6 +166,7 @@ def build_data(recipe: Recipe) -> TrainingData:
 
     Raises:
         DataError: files are missing or not as they should be, or too few photos for one batch.
+        CheckpointError: the checkpoint that is to be fine-tuned is damaged.
     """
     read = {"photos": _photos, "references": _references, "scenes": _scenes}[recipe.kind]
     data = read(recipe)
@@ -177,6 +179,8 @@ def build_data(recipe: Recipe) -> TrainingData:
 
 
 def _tokenizer(recipe: Recipe, texts: Sequence[str], first: int = 4096) -> Tokenizer:
+    if recipe.start_from is not None:
+        return checkpoint.load(recipe.start_from).tokenizer
     if recipe.config().vocab_size == R50.vocab_size:
         return build(clip_merges())
     return student_tokenizer(texts, first)

@@ -1,0 +1,304 @@
+"""From a float bundle to INT8: what is written, and what is refused and leaves things as they were.
+
+NNCF quantises the small model once; every test goes on from there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+import quantize.calibrate
+from cris_edge import Segmenter
+from cris_edge.bundle import Bundle, write_specification
+from cris_edge.errors import CrisEdgeError
+from quantize.budget import fewest
+from quantize.calibrate import Job, calibrate, main
+from quantize.errors import QuantizeError
+from quantize.speed import Milliseconds
+from tests.scenes import PHRASES, photo, write_folder
+from training.selection import FolderData, SceneData
+
+JUDGED = 2
+"""Scenes."""
+
+
+def silent(line: str) -> None:
+    """Says nothing."""
+
+
+@pytest.fixture(scope="module")
+def quantised() -> dict[str, onnx.ModelProto]:
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def once(monkeypatch: pytest.MonkeyPatch, quantised: dict[str, onnx.ModelProto]) -> None:
+    """Quantise each graph once for all tests, which have the same model and samples."""
+    anew = quantize.calibrate.quantise
+
+    def quantise(name: str, model: onnx.ModelProto, feeds: Any) -> onnx.ModelProto:
+        if name not in quantised:
+            quantised[name] = anew(name, model, feeds)
+        return quantised[name]
+
+    monkeypatch.setattr(quantize.calibrate, "quantise", quantise)
+
+
+def told(monkeypatch: pytest.MonkeyPatch, times_faster: float) -> None:
+    """Have INT8 be so many times faster than float, whatever this machine has to say."""
+    times: list[Milliseconds] = [
+        {"photo": 1.0, "phrase": 1.0, "pair": 2.0, "total": total}
+        for total in (4.0, 4.0 / times_faster)
+    ]
+    monkeypatch.setattr(quantize.calibrate, "race", lambda segmenters, feeds: times)
+
+
+def job(bundle: Path, out: Path, **fields: Any) -> Job:
+    plain = Job(
+        out=out,
+        data=SceneData(JUDGED),
+        data_name="scenes",
+        bundle=bundle,
+        target="onnx",
+        budget=100.0,
+        samples=6,
+        threads=1,
+    )
+    return dataclasses.replace(plain, **fields)
+
+
+@pytest.mark.parametrize(
+    ("target", "engine", "nodes"),
+    [("openvino", "openvino", "FakeQuantize"), ("onnx", "onnxruntime", "QuantizeLinear")],
+)
+def test_an_int8_bundle_runs_and_tells_what_it_is(
+    tmp_path: Path,
+    sensitive_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    target: str,
+    engine: str,
+    nodes: str,
+) -> None:
+    told(monkeypatch, times_faster=2.0)
+    bundle = calibrate(job(sensitive_bundle, tmp_path / "int8", target=target), silent)
+    segmenter = Segmenter(bundle.folder, engine=engine, threads=1)
+    assert (segmenter.info.precision, segmenter.info.computed) == ("int8", "int8")
+    assert bundle.about["target"]["name"] == target
+    assert nodes.encode() in b"".join(
+        bundle.path(spec.file).read_bytes() for spec in bundle.graphs.values()
+    )
+    floats = Segmenter(sensitive_bundle, engine=engine, threads=1)
+    for seed in range(3):
+        wanted = floats.predict(photo(seed), PHRASES)
+        got = segmenter.predict(photo(seed), PHRASES)
+        near = [np.mean(a.mask == b.mask) for a, b in zip(wanted, got, strict=True)]
+        assert min(near) > 0.8
+    report = bundle.about["quantization"]
+    assert report["int8"]["bytes"] < report["float"]["bytes"]
+    assert report["within_budget"]
+    assert report["times_faster"] == 2.0
+    assert report["forced_in_spite_of"] == []
+    assert 0.8 < report["mask_agreement"] <= 1
+    assert {"mIoU", "Pr@50", "Pr@90"} <= set(report["int8"]["scores"]["scenes"])
+    assert report["layers"]["int8"] > 10
+    # The mask head's last layers: the product with the kernel, and the sum of its taps.
+    assert [name.partition(":")[0] for name in report["layers"]["float"]] == ["pair", "pair"]
+    assert all(name.startswith("scene-1-") for name in report["calibration"]["photos"])
+    assert "verification" not in bundle.about
+    assert [entry.name for entry in tmp_path.iterdir()] == ["int8"]
+
+
+def test_layers_go_back_to_float_until_the_budget_is_kept(
+    tmp_path: Path, sensitive_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told(monkeypatch, times_faster=2.0)
+    said: list[str] = []
+
+    def lost(before: Any, after: Any) -> float:
+        """Five points with all layers, one less at each trial."""
+        lost.left -= 1
+        return float(lost.left)
+
+    lost.left = 5  # type: ignore[attr-defined]
+    monkeypatch.setattr(quantize.calibrate, "loss", lost)
+    chart = tmp_path / "chart.png"
+    given = job(sensitive_bundle, tmp_path / "int8", budget=2.0, chart=chart)
+    report = calibrate(given, said.append).about["quantization"]
+    assert chart.stat().st_size > 1000
+    back = report["layers"]["float"]
+    damage = report["layers"]["sensitivity"]
+    assert list(damage.values()) == sorted(damage.values(), reverse=True)
+    assert 1 <= len([name for name in back if name.startswith(("photo", "phrase"))]) + 1 <= 5
+    # Nothing that stays in INT8 does more than what was given back.
+    others = [value for name, value in damage.items() if name not in back]
+    assert max(others) <= max(damage[name] for name in back)
+    assert any("layers in INT8" in line for line in said)
+
+
+# --- what is refused ---
+
+
+def test_a_bundle_that_is_not_faster_is_refused_unless_forced(
+    tmp_path: Path, sensitive_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told(monkeypatch, times_faster=0.5)
+    out = tmp_path / "int8"
+    out.mkdir()
+    (out / "bundle.json").write_text("the older one")
+    with pytest.raises(QuantizeError, match=r"not faster.*8\.00 ms.*4\.00.*--force"):
+        calibrate(job(sensitive_bundle, out), silent)
+    assert (out / "bundle.json").read_text() == "the older one"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["int8"]
+    forced = calibrate(job(sensitive_bundle, out, force=True), silent)
+    (reason,) = forced.about["quantization"]["forced_in_spite_of"]
+    assert "not faster" in reason
+
+
+def test_a_full_disk_leaves_the_older_bundle(
+    tmp_path: Path, sensitive_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    out = tmp_path / "int8"
+    out.mkdir()
+    (out / "bundle.json").write_text("the older one")
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(QuantizeError, match=r"cannot be written: No space left"):
+        calibrate(job(sensitive_bundle, out), silent)
+    assert (out / "bundle.json").read_text() == "the older one"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["int8"]
+
+
+def altered(bundle: Path, folder: Path, change: Callable[[onnx.ModelProto], None]) -> Path:
+    """A copy of a bundle whose photo graph is changed."""
+    shutil.copytree(bundle, folder)
+    model = onnx.load(folder / "photo.onnx")
+    change(model)
+    onnx.save(model, folder / "photo.onnx")
+    about = json.loads((folder / "bundle.json").read_text())
+    write_specification(folder, {k: v for k, v in about.items() if k != "files"})
+    return folder
+
+
+def spoil(model: onnx.ModelProto) -> None:
+    """Make a bias no number."""
+    tensor = next(t for t in model.graph.initializer if t.name.endswith("bias"))
+    values = np.full_like(numpy_helper.to_array(tensor), np.nan)
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+
+def round_frame(model: onnx.ModelProto) -> None:
+    """Put a pair of Q/DQ nodes before the first output."""
+    graph = model.graph
+    name = graph.output[0].name
+    maker = next(node for node in graph.node if name in node.output)
+    maker.output[list(maker.output).index(name)] = "exact"
+    for node in graph.node:
+        for place, value in enumerate(node.input):
+            if value == name:
+                node.input[place] = "exact"
+    graph.initializer.append(numpy_helper.from_array(np.float32(0.1), "step"))
+    graph.initializer.append(numpy_helper.from_array(np.int8(0), "zero"))
+    graph.node.append(onnx.helper.make_node("QuantizeLinear", ["exact", "step", "zero"], ["q"]))
+    graph.node.append(onnx.helper.make_node("DequantizeLinear", ["q", "step", "zero"], [name]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param(spoil, r"no number in .* weights are damaged", id="no numbers"),
+        pytest.param(round_frame, r"photo is quantised already.*float bundle", id="quantised"),
+    ],
+)
+def test_graphs_that_cannot_be_calibrated(
+    tmp_path: Path,
+    sensitive_bundle: Path,
+    change: Callable[[onnx.ModelProto], None],
+    message: str,
+) -> None:
+    bundle = altered(sensitive_bundle, tmp_path / "altered", change)
+    with pytest.raises(QuantizeError, match=message):
+        calibrate(job(bundle, tmp_path / "int8"), silent)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["altered"]
+
+
+def with_training_photos(root: Path, count: int) -> FolderData:
+    """A data folder of four photos: the first `count` to train on, the last one to judge by."""
+    write_folder(root)
+    for split, wanted in (("train", range(count)), ("val", range(3, 4))):
+        path = root / f"instances_{split}.json"
+        content = json.loads(path.read_text())
+        content["images"] = [one for one in content["images"] if one["id"] in wanted]
+        content["annotations"] = [
+            one for one in content["annotations"] if one["image_id"] in wanted
+        ]
+        path.write_text(json.dumps(content))
+    return FolderData(root)
+
+
+def test_one_photo_is_not_enough(tmp_path: Path, sensitive_bundle: Path) -> None:
+    data = with_training_photos(tmp_path / "data", 1)
+    with pytest.raises(QuantizeError, match=r"at least two photos.*have 1"):
+        calibrate(job(sensitive_bundle, tmp_path / "int8", data=data), silent)
+
+
+def test_data_without_a_training_split(tmp_path: Path, sensitive_bundle: Path) -> None:
+    data = with_training_photos(tmp_path / "data", 3)
+    (tmp_path / "data" / "instances_train.json").unlink()
+    with pytest.raises(CrisEdgeError, match=r"instances_train\.json"):
+        calibrate(job(sensitive_bundle, tmp_path / "int8", data=data), silent)
+
+
+def test_what_is_judged_is_never_calibrated_with(tmp_path: Path, sensitive_bundle: Path) -> None:
+    data = FolderData(write_folder(tmp_path / "data"))  # both splits have the same photos
+    with pytest.raises(QuantizeError, match=r"not judged by; the data have 0"):
+        calibrate(job(sensitive_bundle, tmp_path / "int8", data=data), silent)
+
+
+def test_the_command_ends_with_one_line_and_status_2(
+    tmp_path: Path, sensitive_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--bundle", str(sensitive_bundle), "--scenes", "2", "--out", str(tmp_path / "q")]
+    assert main([*arguments, "--budget", "-1"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("quantize.calibrate: ")
+    assert "0 points of mIoU or more, got -1" in error
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    assert "python -m quantize.calibrate --checkpoint" in capsys.readouterr().out
+
+
+# --- the budget ---
+
+
+@pytest.mark.parametrize("needed", [0, 1, 2, 3, 7, 18, 19])
+def test_the_fewest_layers_are_given_back(needed: int) -> None:
+    assert fewest(20, lambda back: 0.5 if back >= needed else 3.0, 1.0) == needed
+
+
+def test_a_budget_that_nothing_keeps() -> None:
+    with pytest.raises(QuantizeError, match=r"3\.00 with all layers.*at best 1\.50 with 19 of 20"):
+        fewest(20, lambda back: 3.0 if back < 10 else 1.5, 1.0)
+
+
+def test_a_bundle_of_int8_is_not_quantised_again(
+    tmp_path: Path, sensitive_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told(monkeypatch, times_faster=2.0)
+    calibrate(job(sensitive_bundle, tmp_path / "int8"), silent)
+    assert Bundle.open(tmp_path / "int8").precision == "int8"
+    with pytest.raises(QuantizeError, match="quantised already"):
+        calibrate(job(tmp_path / "int8", tmp_path / "again"), silent)

@@ -1,0 +1,52 @@
+"""Bundles compared: the table, the JSON, the picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import pytest
+
+from quantize.report import main
+
+
+def test_bundles_are_compared_side_by_side(
+    tmp_path: Path,
+    small_bundle: Path,
+    sensitive_bundle: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    wanted = tmp_path / "compared.json"
+    picture = tmp_path / "compared.png"
+    status = main(
+        [str(sensitive_bundle), str(small_bundle), "--scenes", "2", "--engine", "onnxruntime",
+         "--threads", "1", "--json", str(wanted), "--picture", str(picture)]
+    )  # fmt: skip
+    printed = capsys.readouterr().out
+    assert status == 0
+    assert "mIoU" in printed
+    assert f"{small_bundle}: masks as the first one's on" in printed
+    bundles = json.loads(wanted.read_text())["bundles"]
+    assert list(bundles) == [str(sensitive_bundle), str(small_bundle)]
+    first, second = bundles.values()
+    assert first["mask_agreement"] == 1
+    assert 0 <= second["mask_agreement"] < 1
+    for one in bundles.values():
+        times = one["milliseconds"]
+        assert times["total"] == pytest.approx(
+            times["photo"] + times["phrase"] + times["pair"], abs=0.01
+        )
+        assert one["bytes"] > 10_000
+        assert 0 <= one["scores"]["scenes"]["mIoU"] <= 1
+    # The plot, then a row of two tiles for each of the samples that lost most.
+    height, width = cv2.imread(str(picture)).shape[:2]
+    assert width >= 2 * 240
+    assert height > 420 + 6 * 180
+
+
+def test_a_bundle_named_twice_is_refused(
+    small_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(small_bundle), str(small_bundle), "--scenes", "1"]) == 2
+    assert "expected bundles that differ" in capsys.readouterr().err
