@@ -56,8 +56,13 @@ class Info:
     threads: int | None
     """For one run of a graph; None: as many as the engine chooses."""
     computed: str = "float32"
-    """What is computed in: `bfloat16` where it was asked for; else `float32`, or `float16` of an
-    `fp16` bundle, which an engine that has no such arithmetic widens."""
+    """What is computed in: `bfloat16` where it was asked for; else `float32`, `float16` of an
+    `fp16` bundle, which an engine that has no such arithmetic widens, or `int8` of such a bundle,
+    whose other layers are computed in float32."""
+
+
+COMPUTED = {"fp16": "float16", "int8": "int8"}
+"""What bundles of a precision are computed in, where it is not float32."""
 
 
 class Segmenter:
@@ -110,7 +115,7 @@ class Segmenter:
                 engine=chosen.name,
                 engine_version=chosen.version,
                 threads=threads,
-                computed=precision or ("float16" if opened.precision == "fp16" else "float32"),
+                computed=precision or COMPUTED.get(opened.precision, "float32"),
             ),
         )
 

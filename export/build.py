@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import cris_edge
-from cris_edge.bundle import PRECISIONS, Bundle, GraphSpec, write_specification, write_zip
+from cris_edge.bundle import Bundle, GraphSpec, write_specification, write_zip
 from cris_edge.errors import CrisEdgeError
 from export.errors import ExportError
 from export.graphs import Source, split
@@ -114,7 +114,7 @@ def build(job: Job, say: Callable[[str], None] = print) -> list[Agreement]:
     out = job.out.resolve()
     job = _with_precision(job)
     beside = _beside(out, job)
-    _check_place(out, beside)
+    check_place(out, beside)
     photos = find_photos(job.photos)
     kept = checkpoint.load(job.checkpoint)
     check_finite(kept.model)
@@ -134,7 +134,7 @@ def build(job: Job, say: Callable[[str], None] = print) -> list[Agreement]:
         verified = {"verification": _verification(agreements, len(photos), bundle.precision)}
         bundle = write_specification(folder, dict(bundle.about) | verified)
         _write_beside(bundle, [Path(workspace) / place.name for place in beside], photos, say)
-        _put_in_place(bundle, out, beside, Path(workspace), say)
+        put_in_place(bundle, out, beside, Path(workspace), say)
     return agreements
 
 
@@ -159,8 +159,12 @@ def _beside(out: Path, job: Job) -> list[Path]:
     return [out.with_name(out.name + suffix) for suffix in wanted if wanted[suffix]]
 
 
-def _check_place(out: Path, beside: Sequence[Path]) -> None:
-    """Refuse to replace anything but a bundle and files beside it."""
+def check_place(out: Path, beside: Sequence[Path]) -> None:
+    """Refuse to replace anything but a bundle and files beside it.
+
+    Raises:
+        ExportError: something else is at one of the places.
+    """
     if out.exists() and not out.is_dir():
         raise ExportError(f"{out}: expected a folder to write, this is a file")
     if out.is_dir() and any(out.iterdir()) and not (out / "bundle.json").is_file():
@@ -273,7 +277,7 @@ def _write_beside(
             write_zip(bundle, file)
 
 
-def _put_in_place(
+def put_in_place(
     bundle: Bundle,
     out: Path,
     beside: Sequence[Path],
@@ -341,7 +345,7 @@ def parser() -> argparse.ArgumentParser:
     add("--target", choices=sorted(TARGETS), default="onnx", help="what to write (default: onnx)")
     add(
         "--precision",
-        choices=PRECISIONS,
+        choices=tuple(PREPARED),
         help="float16 stores the weights in half the space and still computes in float32; fp16, "
         "for jetson and its default, computes in float16 (default elsewhere: float32)",
     )

@@ -30,6 +30,23 @@ def export_openvino(source: Source, path: Path, precision: str) -> None:
     bridge = path.with_suffix(".onnx")
     export_onnx(source, bridge, "float32")
     try:
+        write_openvino(bridge, path, precision)
+    finally:
+        bridge.unlink(missing_ok=True)
+
+
+def write_openvino(bridge: Path, path: Path, precision: str) -> None:
+    """Convert an ONNX file to `path` (.xml) and its weights beside it (.bin).
+
+    Args:
+        bridge: the ONNX file, which stays.
+        path: the .xml file to write.
+        precision: `float16` to store large weights in half; any other keeps them as they are.
+
+    Raises:
+        ExportError: the graph cannot be converted.
+    """
+    try:
         model = openvino.convert_model(bridge)
         if precision == "float16":
             store_weights_as_half(model)
@@ -39,8 +56,6 @@ def export_openvino(source: Source, path: Path, precision: str) -> None:
         openvino.save_model(model, path, compress_to_fp16=False)
     except RuntimeError as error:
         raise ExportError(f"openvino cannot convert {path.stem}: {error}") from error
-    finally:
-        bridge.unlink(missing_ok=True)
 
 
 def store_weights_as_half(model: openvino.Model) -> None:

@@ -1,1 +1,1 @@
-"""Distillation of CRIS into small students, and INT8: nothing here runs yet."""
+"""INT8 after training: `calibrate` makes bundles of it, `report` compares them."""

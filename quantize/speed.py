@@ -1,0 +1,44 @@
+"""How long a photo and a phrase take, of two bundles in turns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from cris_edge import Segmenter
+from cris_edge.bundle import GRAPHS
+from quantize.samples import Feed, Feeds, run
+
+ROUNDS, WARM = 30, 3
+"""Times that each graph is run and timed, and before that."""
+
+Milliseconds = dict[str, float]
+"""Medians of `photo`, `phrase` and `pair`, and `total`, their sum: a new photo with a phrase."""
+
+
+def race(segmenters: Sequence[Segmenter], feeds: Feeds) -> list[Milliseconds]:
+    """Time the graphs of segmenters on the first photo and phrase.
+
+    They take turns run by run, so that what disturbs the machine for a while disturbs all.
+    """
+    frame, tokens = (next(iter(feeds.of(graph))) for graph in ("photo", "phrase"))
+    inputs = [_inputs(segmenter, frame, tokens) for segmenter in segmenters]
+    found: list[Milliseconds] = [{} for _ in segmenters]
+    for graph in GRAPHS:
+        times: list[list[float]] = [[] for _ in segmenters]
+        for _ in range(WARM + ROUNDS):
+            for segmenter, feed, taken in zip(segmenters, inputs, times, strict=True):
+                start = time.perf_counter()
+                segmenter.graphs[graph](feed[graph])
+                taken.append(time.perf_counter() - start)
+        for entry, taken in zip(found, times, strict=True):
+            entry[graph] = round(1e3 * float(np.median(taken[WARM:])), 3)
+    return [entry | {"total": round(sum(entry.values()), 3)} for entry in found]
+
+
+def _inputs(segmenter: Segmenter, frame: Feed, tokens: Feed) -> dict[str, Feed]:
+    graphs = segmenter.graphs
+    pair = run(graphs["photo"], frame) | run(graphs["phrase"], tokens)
+    return {"photo": frame, "phrase": tokens, "pair": pair}
