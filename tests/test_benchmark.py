@@ -68,11 +68,11 @@ def test_the_table_has_a_line_a_way(recipe: Path, capsys: pytest.CaptureFixture[
 
 
 def test_work_of_a_step_is_counted_from_the_model() -> None:
-    one = Recipe(model="cris_r50", photos=1, phrases=1)
+    one = Recipe(model="cris_edge_s", photos=1, phrases=1)
     costs = multiply_adds(CRIS(one.config()))
     assert flops_of_step(one) == 6 * sum(costs.values())
     # What needs no phrase is computed once for all phrases of a photo.
-    many = Recipe(model="cris_r50", photos=10, phrases=3)
+    many = Recipe(model="cris_edge_s", photos=10, phrases=3)
     each = costs["phrase"] + costs["pair"]
     assert flops_of_step(many) == 60 * (costs["photo"] + 3 * each)
 

@@ -39,8 +39,11 @@ def test_every_stage_agrees_with_the_authors(name: str) -> None:
     with torch.no_grad():
         stages = model.stages(torch.tensor(figures["image"]), torch.tensor(figures["tokens"]))
         loss = mask_loss(stages["logits"], torch.tensor(figures["mask"]))
-    assert len(stages) == 8
-    for stage, result in stages.items():
+    # What a model is taught by beside these, the authors' code does not name.
+    published = stages.keys() - {"padding", "values"}
+    assert len(published) == 8
+    for stage in published:
+        result = stages[stage]
         np.testing.assert_allclose(result.numpy(), figures[stage], atol=1e-4, rtol=0, err_msg=stage)
     assert abs(float(loss) - float(figures["loss"])) < 1e-4
 

@@ -132,7 +132,7 @@ def test_the_state_is_kept_with_the_recipe(whole: Path) -> None:
     state = json.loads(kept.metadata["state"])
     assert (state["epoch"], state["step"], state["sums"]) == (3, 6, {})
     kinds = {name.partition(".")[0] for name in kept.extra}
-    assert kinds == {"average", "nouns", "optimiser"}
+    assert kinds == {"average", "helpers", "optimiser"}
     assert all(torch.isfinite(tensor).all() for tensor in kept.extra.values())
 
 
