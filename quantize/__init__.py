@@ -1,1 +1,1 @@
-"""INT8 after training: `calibrate` makes bundles of it, `report` compares them."""
+"""Small models of large ones: `distill` teaches students, `calibrate` makes INT8 bundles."""

@@ -31,9 +31,9 @@ from quantize.samples import Feeds, choose
 from quantize.sensitivity import Damage, draw_chart, sweep
 from quantize.speed import race
 from training.arguments import at_least
-from training.evaluate import evaluate
+from training.evaluate import data_of, evaluate
 from training.report import Part, describe_machine, today
-from training.selection import Data, SceneData, open_data, select
+from training.selection import Data, select
 
 CALIBRATED_WITH = 300
 SWEPT_WITH = 8
@@ -329,7 +329,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         calibrate(
             Job(
                 out=options.out,
-                data=SceneData(scenes) if scenes else open_data(options.data, options.photos),
+                data=data_of(options),
                 data_name=f"{scenes} made-up scenes" if scenes else str(options.data),
                 bundle=options.bundle,
                 checkpoint=options.checkpoint,

@@ -10,23 +10,21 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
 
-from cris_edge.errors import CrisEdgeError
 from cris_edge.tokenizer import Tokenizer
 from quantize.distillation import TEACHER, Distillation
 from quantize.phrases import read_phrases, teach_phrases
 from quantize.recipe import DistillRecipe
-from training import checkpoint, distributed
+from training import checkpoint
 from training.data.batches import TrainingData
 from training.distributed import agree
-from training.errors import CheckpointError, TrainingError
+from training.errors import CheckpointError
 from training.model import CRIS
-from training.recipe import Recipe, read_recipe
-from training.train import states, train, whole_state
+from training.recipe import Recipe
+from training.train import launch, states, train
 from training.trainer import Trainer, build_model
 
 
@@ -45,8 +43,7 @@ def distil(recipe: DistillRecipe, out: Path, resume: bool, device: torch.device)
     teacher, tokenizer = agree(lambda: open_teacher(path, device))
     begun = resume and bool(states(out))
 
-    def build(recipe: Recipe, data: TrainingData) -> CRIS:
-        assert isinstance(recipe, DistillRecipe)
+    def build(_: Recipe, data: TrainingData) -> CRIS:
         model = build_model(recipe, data)
         # A state that is gone on from has learnt its phrases already.
         if recipe.texts and not begun:
@@ -56,17 +53,14 @@ def distil(recipe: DistillRecipe, out: Path, resume: bool, device: torch.device)
             )  # fmt: skip
         return model
 
-    def start(recipe: Recipe, data: TrainingData, device: torch.device) -> Trainer:
+    def teach(model: CRIS, _: Recipe) -> Distillation:
+        return Distillation(model, recipe, teacher)
+
+    def start(_: Recipe, data: TrainingData, device: torch.device) -> Trainer:
         data.readers[TEACHER] = (tokenizer, teacher.config.word_len)
         return Trainer(recipe, data, device, build=build, teach=teach)
 
-    teach = partial(_with_teacher, teacher)
     train(recipe, out, resume, device, start)
-
-
-def _with_teacher(teacher: CRIS, model: CRIS, recipe: Recipe) -> Distillation:
-    assert isinstance(recipe, DistillRecipe)
-    return Distillation(model, recipe, teacher)
 
 
 def open_teacher(path: str, device: torch.device) -> tuple[CRIS, Tokenizer]:
@@ -92,7 +86,7 @@ EXAMPLE = """examples:
     --config training/configs/scenes.yaml --out runs/small data=PHOTOS \\
     'sizes={input_size: 128, text_width: 64}'
 
-docs/quantize.md tells what each lesson is worth.
+docs/distillation.md tells what is learnt, and from where.
 """
 
 
@@ -124,17 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     student = [f"model={options.student}"] if options.student else []
     overrides = [f"teacher={options.teacher}", *student, *options.overrides]
-    try:
-        device = distributed.start()
-        recipe = agree(lambda: read_recipe(options.config, overrides, DistillRecipe))
-        distil(recipe, options.out, options.resume, device)
-    except (CrisEdgeError, OSError) as error:
-        if distributed.world()[0] == 0 or isinstance(error, (TrainingError, OSError)):
-            print(f"error: {error}{whole_state(error, options.out)}", file=sys.stderr)
-        return 2
-    finally:
-        distributed.stop()
-    return 0
+    return launch(options, overrides, DistillRecipe, distil)
 
 
 if __name__ == "__main__":

@@ -26,10 +26,10 @@ from quantize.figures import Figures, agreement, table
 from quantize.samples import Feeds
 from quantize.speed import race
 from training.arguments import at_least
-from training.evaluate import evaluate
+from training.evaluate import data_of, evaluate
 from training.evaluation import Record
 from training.report import describe_machine, today
-from training.selection import Data, SceneData, open_data
+from training.selection import Data
 
 Picture = NDArray[np.uint8]
 
@@ -215,10 +215,9 @@ def parser() -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> None:
     """Compare; print and write what is asked for."""
     scenes = options.scenes
-    data = SceneData(scenes) if scenes else open_data(options.data, options.photos)
     figures = compare(
         options.bundles,
-        data,
+        data_of(options),
         engine=options.engine,
         threads=options.threads,
         splits=options.split,

@@ -119,7 +119,7 @@ def run(arguments: argparse.Namespace) -> None:
         segmenter.threshold = arguments.threshold
     parts = evaluate(
         segmenter,
-        agree(lambda: _open_data(arguments)),
+        agree(lambda: data_of(arguments)),
         arguments.split,
         sentences=arguments.sentences,
         limit=arguments.limit,
@@ -146,7 +146,8 @@ def run(arguments: argparse.Namespace) -> None:
             print(f"\nsheet of overlays, {part.source} expressions: {path}")
 
 
-def _open_data(arguments: argparse.Namespace) -> Data:
+def data_of(arguments: argparse.Namespace) -> Data:
+    """What `--scenes`, or `--data` and `--photos`, name."""
     if arguments.scenes:
         return SceneData(arguments.scenes)
     return open_data(arguments.data, arguments.photos)

@@ -180,12 +180,11 @@ def read_recipe(
 
 def _checked(values: dict[str, Any], kind: type[_Kind]) -> _Kind:
     defaults = dataclasses.asdict(kind())
+    optional = {field.name for field in dataclasses.fields(kind) if "None" in str(field.type)}
     if unknown := sorted(str(name) for name in values if name not in defaults):
         raise RecipeError(f"unknown names {unknown}; a recipe has {', '.join(defaults)}")
     for name, value in values.items():
-        wanted: tuple[type, ...] = (type(defaults[name]),)
-        if defaults[name] is None or name == "pretrained":
-            wanted = (str, type(None))
+        wanted = (str, type(None)) if name in optional else (type(defaults[name]),)
         if float in wanted and type(value) is int:
             values[name] = float(value)
         elif type(value) not in wanted:

@@ -18,6 +18,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from tqdm import tqdm
@@ -38,6 +39,8 @@ from training.trainer import Trainer
 log = logging.getLogger(__name__)
 
 BEST = "best.safetensors"
+
+_Kind = TypeVar("_Kind", bound=Recipe)
 
 
 def train(
@@ -239,12 +242,29 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; one line on stderr and 2 where something is refused."""
-    arguments = parser().parse_args(argv)
-    out: Path = arguments.out
+    options = parser().parse_args(argv)
+    return launch(options, options.overrides, Recipe, train)
+
+
+def launch(
+    options: argparse.Namespace,
+    overrides: Sequence[str],
+    kind: type[_Kind],
+    run: Callable[[_Kind, Path, bool, torch.device], None],
+) -> int:
+    """Train as a command line says; one line on stderr and 2 where something is refused.
+
+    Args:
+        options: with `config`, `out` and `resume`.
+        overrides: of the recipe.
+        kind: of recipe.
+        run: trains one into a folder, goes on if told to.
+    """
+    out: Path = options.out
     try:
         device = distributed.start()
-        recipe = agree(lambda: read_recipe(arguments.config, arguments.overrides))
-        train(recipe, out, arguments.resume, device)
+        recipe = agree(lambda: read_recipe(options.config, overrides, kind))
+        run(recipe, out, options.resume, device)
     except (CrisEdgeError, OSError) as error:
         # What is refused at the start is refused by all processes alike; later one may fail alone.
         if distributed.world()[0] == 0 or isinstance(error, (TrainingError, OSError)):

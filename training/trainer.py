@@ -327,12 +327,10 @@ class Trainer:
             raise CheckpointError(
                 f"{path}: of another vocabulary; the phrases in the data folder have changed since"
             )
-        self.model.load_state_dict(kept.model.state_dict())
+        model = {f"model.{name}": tensor for name, tensor in kept.model.state_dict().items()}
+        self.objective.load_state_dict(model | _part(kept.extra, "helpers."))
         if self.average is not None:
             self.average.load_state_dict(_part(kept.extra, "average."))
-        # The model is in there as well, and loaded above.
-        everything = self.objective.state_dict() | _part(kept.extra, "helpers.")
-        self.objective.load_state_dict(everything)
         checkpoint.restore_optimiser(self.optimiser, kept.extra)
         state = json.loads(kept.metadata["state"])
         self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
