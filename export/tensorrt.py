@@ -6,6 +6,8 @@ no other version of TensorRT than it was built with.
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,10 @@ from onnxruntime.transformers.onnx_model import OnnxModel
 from cris_edge import Segmenter
 from cris_edge.bundle import Bundle
 from cris_edge.engines import installed, open_engine
+from cris_edge.engines.tensorrt_build import Job as BuildJob
+from cris_edge.engines.tensorrt_build import build_plan
 from cris_edge.errors import EngineError
-from cris_edge.photo import as_photo
+from cris_edge.photo import Photo, as_photo
 from cris_edge.segmenter import Info
 from cris_edge.tokenizer import Tokenizer
 from export.errors import ExportError
@@ -34,6 +38,10 @@ VERSIONS = ">=10.3,<12"
 """Of TensorRT: JetPack 6.1 has 10.3, whose parser knows the opset and every node; 7.2 has 11."""
 SINGLE = ("LayerNormalization", "Softmax")
 """Nodes that compute in float32: the sums of both lose too much in half."""
+RTX = "tensorrt_rtx_bindings"
+"""TensorRT for RTX, which needs no GPU to build."""
+AMPERE = "8.6"
+"""The compute capability it builds for: next to Orin's 8.7, which it does not know."""
 MAX_HALF = 65504.0
 """The largest number of float16. TensorRT makes infinity of what is beyond."""
 
@@ -88,13 +96,13 @@ def compute_in_half(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
 
 
 def _before_convolution(graph: onnx.GraphProto) -> list[str]:
-    """Nodes that turn a frame of uint8 into what the first convolution takes."""
+    """Nodes that turn a frame of uint8 into what the first convolution, or its quantiser, takes."""
     reached = {
         value.name for value in graph.input if value.type.tensor_type.elem_type == TensorProto.UINT8
     }
     names = []
     for node in graph.node:
-        if node.op_type != "Conv" and reached & set(node.input):
+        if node.op_type not in ("Conv", "QuantizeLinear") and reached & set(node.input):
             reached |= set(node.output)
             names.append(node.name)
     return names
@@ -109,7 +117,7 @@ def check_weights(model: onnx.ModelProto, name: str) -> None:
     for tensor in _constants(model.graph):
         values = numpy_helper.to_array(tensor)
         if tensor.data_type == TensorProto.FLOAT and values.size:
-            _check_peak(f"{name}: {tensor.name}", float(np.max(np.abs(values))))
+            check_peak(f"{name}: {tensor.name}", float(np.max(np.abs(values))))
 
 
 def _constants(graph: onnx.GraphProto) -> Iterator[TensorProto]:
@@ -119,7 +127,16 @@ def _constants(graph: onnx.GraphProto) -> Iterator[TensorProto]:
             yield from (attribute.t for attribute in node.attribute if attribute.name == "value")
 
 
-def _check_peak(what: str, peak: float) -> None:
+def check_peak(what: str, peak: float) -> None:
+    """Refuse what float16 has no number for.
+
+    Args:
+        what: the tensor, for the message.
+        peak: the largest magnitude in it.
+
+    Raises:
+        ExportError: names the tensor.
+    """
     # Not the other way round: what is no number is refused too.
     if not peak <= MAX_HALF:
         raise ExportError(
@@ -150,11 +167,11 @@ def prove(bundle: Bundle, photos: Sequence[Path], say: Callable[[str], None]) ->
     if bundle.precision == "fp16":
         for name, (tensor, peak) in largest_halves(bundle, photos).items():
             say(f"  {name:8} largest value in float16: {peak:.4g} of {MAX_HALF:.0f} ({tensor})")
-            _check_peak(f"{name}: {tensor}", peak)
+            check_peak(f"{name}: {tensor}", peak)
     build_engines(bundle, say)
 
 
-def largest_halves(bundle: Bundle, photos: Sequence[Path]) -> dict[str, tuple[str, float]]:
+def largest_halves(bundle: Bundle, photos: Sequence[Path | Photo]) -> dict[str, tuple[str, float]]:
     """The float16 tensor of each graph that holds the largest value, over photos and phrases.
 
     The comparison with torch does not find what overflows: engines on the CPU read a graph in half
@@ -162,7 +179,7 @@ def largest_halves(bundle: Bundle, photos: Sequence[Path]) -> dict[str, tuple[st
 
     Args:
         bundle: its graphs are computed in half precision.
-        photos: files; each is paired with every phrase of `export.verify`.
+        photos: files, or uint8 (H, W, 3) BGR; each is paired with every phrase of `export.verify`.
 
     Returns:
         For each graph the tensor's name and the largest magnitude in it; infinity beyond float16.
@@ -179,8 +196,8 @@ def largest_halves(bundle: Bundle, photos: Sequence[Path]) -> dict[str, tuple[st
         probes,
         Info(bundle.name, bundle.precision, bundle.letterbox.size, "probe", "", None),
     )
-    for path in photos:
-        run_graphs(segmenter, as_photo(path))
+    for photo in photos:
+        run_graphs(segmenter, as_photo(photo))
     return {name: probe.largest() for name, probe in probes.items()}
 
 
@@ -199,6 +216,8 @@ class _Probe:
         self._peaks = dict.fromkeys((value.name for value in halves), 0.0)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        # Q/DQ nodes as they are: it would quantise biases too, with scales too small for float16.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
         self._session = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
@@ -245,3 +264,27 @@ def build_engines(bundle: Bundle, say: Callable[[str], None]) -> None:
         except EngineError as error:
             raise ExportError(f"{name}: TensorRT cannot build the engine: {error}") from error
         say(f"  {name}: engine built by TensorRT {engine.version}")
+
+
+def rehearse(bundle: Bundle, say: Callable[[str], None]) -> None:
+    """Have NVIDIA's parser and builder take the graphs where TensorRT for RTX is installed.
+
+    That takes no GPU, and what it builds is thrown away; it shows that the graphs can be built.
+
+    Raises:
+        ExportError: the parser or the builder refuses a graph.
+    """
+    if importlib.util.find_spec(RTX) is None:
+        say("no parser of NVIDIA's is installed here that could take the graphs")
+        return
+    trt = importlib.import_module(RTX)
+    for name, spec in bundle.graphs.items():
+        job = BuildJob(bundle.path(spec.file).read_bytes(), spec, AMPERE)
+        try:
+            build_plan(trt, job, say)
+        except EngineError as error:
+            raise ExportError(f"{name}: TensorRT for RTX refuses the graph: {error}") from error
+    say(
+        f"{', '.join(bundle.graphs)}: taken by the parser and builder of TensorRT for RTX "
+        f"{trt.__version__}, for compute capability {AMPERE}"
+    )

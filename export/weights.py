@@ -7,6 +7,7 @@ import itertools
 from typing import Any
 
 import torch
+from timm.utils import reparameterize_model
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import fusion
@@ -40,9 +41,13 @@ def check_finite(model: CRIS) -> None:
 def fold_batch_norms(model: CRIS) -> CRIS:
     """A copy whose batch norms have gone into the convolutions and linear layers before them.
 
-    Exact in evaluation mode, up to rounding. A batch norm that follows no such layer stays.
+    Where a network is trained with branches side by side (arXiv 2303.14189), they become one
+    convolution. Exact in evaluation mode, up to rounding. A batch norm that follows no such layer
+    stays.
     """
     folded = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        reparameterize_model(folded.image_encoder, inplace=True)
     for module in list(folded.modules()):
         _fold_children(module)
     _fold_gate(folded.neck)

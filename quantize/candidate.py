@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import onnx
 
 from cris_edge.bundle import Bundle, write_specification
+from export.onnx import store_weights_as_half
 from export.openvino import write_openvino
-from quantize.graphs import Layer, find_layers, mix
+from quantize.calibration import FLOAT
+from quantize.graphs import UNWEIGHTED, Layer, find_layers, mix
+from quantize.jetson import FACTS, in_half
 
 
 @dataclass(frozen=True)
@@ -21,14 +24,22 @@ class Target:
     """Where an INT8 bundle is to run."""
 
     engine: str
-    """That it is judged and timed with here, and the float bundle too."""
-    suffix: str
-    """Of the graphs' main files."""
+    """That it is judged with here, and the float bundle too; and timed with, but for TensorRT."""
+    tensorrt: bool = False
+    """Quantised for TensorRT, and computed in half where it is not INT8."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What else the description says of the target."""
+
+    @property
+    def always_float(self) -> tuple[str, ...]:
+        """Kinds of nodes that are never quantised."""
+        return (*FLOAT, *UNWEIGHTED) if self.tensorrt else FLOAT
 
 
 TARGETS = {
-    "onnx": Target("onnxruntime", ".onnx"),
-    "openvino": Target("openvino", ".xml"),
+    "onnx": Target("onnxruntime"),
+    "openvino": Target("openvino"),
+    "jetson": Target("onnxruntime", tensorrt=True, facts=FACTS),
 }
 NOT_OURS = ("format", "version", "files", "verification")
 """What a float bundle says of itself alone."""
@@ -49,19 +60,28 @@ class Candidates:
         self.layers = [
             layer
             for name, model in floats.items()
-            for layer in find_layers(name, model, quantised[name])
+            for layer in find_layers(name, model, quantised[name], TARGETS[target].tensorrt)
         ]
 
-    def write_onnx(self, name: str, kept: Collection[Layer], folder: Path) -> Path:
-        """Write one graph into a folder as ONNX; its own layers among `kept` are INT8."""
+    def _mix(self, name: str, kept: Collection[Layer]) -> onnx.ModelProto:
+        """One graph in float32 but for its own layers among `kept`."""
         nodes = {layer.node for layer in kept if layer.graph == name}
-        model = mix(self._floats[name], self._quantised[name], nodes)
+        return mix(self._floats[name], self._quantised[name], nodes)
+
+    def write_onnx(self, name: str, kept: Collection[Layer], folder: Path) -> Path:
+        """Write one graph into a folder as ONNX in float32; its own layers in `kept` are INT8."""
+        model = self._mix(name, kept)
+        store_weights_as_half(model)
         file = folder / f"{name}.onnx"
         file.write_bytes(model.SerializeToString())
         return file
 
     def _write_graph(self, name: str, kept: Collection[Layer], folder: Path) -> Path:
         """The same in the target's form."""
+        if TARGETS[self.target].tensorrt:
+            file = folder / f"{name}.onnx"
+            file.write_bytes(in_half(self._mix(name, kept), file.name).SerializeToString())
+            return file
         file = self.write_onnx(name, kept, folder)
         if self.target != "openvino":
             return file
@@ -75,6 +95,7 @@ class Candidates:
 
         Raises:
             OSError: there is no room for it.
+            ExportError: for TensorRT: a weight is beyond float16.
         """
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -89,7 +110,7 @@ class Candidates:
 
     def _fields(self) -> dict[str, Any]:
         about = {name: value for name, value in self.source.about.items() if name not in NOT_OURS}
-        facts = about.get("target", {}) if self.target == "onnx" else {}
+        facts = about.get("target", {}) if self.target == "onnx" else TARGETS[self.target].facts
         return about | {"precision": "int8", "target": {**facts, "name": self.target}}
 
 

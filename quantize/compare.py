@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from quantize.distill import distil
 from quantize.recipe import DistillRecipe
+from quantize.teachers import is_checkpoint
 from training.compare import compare, parser
 
 WAYS = (
@@ -23,14 +24,19 @@ WAYS = (
     "soft_masks=0 relations=0",
 )
 """Without a teacher; with all its lessons; with one of them."""
+OF_A_BUNDLE = (WAYS[0], WAYS[2])
+"""Without a teacher; with its masks, which is all that a bundle shows."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     arguments = parser("python -m quantize.compare", str(__doc__), [repr(way) for way in WAYS])
-    arguments.add_argument("--teacher", required=True, help="a checkpoint, .safetensors")
+    arguments.add_argument(
+        "--teacher", required=True, help="a checkpoint (.safetensors) or a bundle"
+    )
     options = arguments.parse_args(argv)
-    options.way = options.way or list(WAYS)
+    usual = WAYS if is_checkpoint(options.teacher) else OF_A_BUNDLE
+    options.way = options.way or list(usual)
     options.set = [f"teacher={options.teacher}", *options.set]
     return compare(options, DistillRecipe, distil)
 

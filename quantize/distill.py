@@ -1,8 +1,9 @@
 """`python -m quantize.distill --teacher T --config training/configs/cris_edge_s.yaml`: distil.
 
 Trains a student as `training.train` does, from the same recipes and into the same kind of folder,
-and beside the labels from a teacher: a checkpoint of any size, full CRIS or a larger student. With
-`texts=FILE` the phrase side learns from the teacher by itself first, on text alone.
+and beside the labels from a teacher: a checkpoint of any size, full CRIS or a larger student, or a
+bundle, of which the masks alone are learnt. With `texts=FILE` the phrase side learns from a
+checkpoint by itself first, on text alone.
 """
 
 from __future__ import annotations
@@ -14,14 +15,12 @@ from pathlib import Path
 
 import torch
 
-from cris_edge.tokenizer import Tokenizer
 from quantize.distillation import TEACHER, Distillation
 from quantize.phrases import read_phrases, teach_phrases
 from quantize.recipe import DistillRecipe
-from training import checkpoint
+from quantize.teachers import CheckpointTeacher, check_lessons, open_teacher
 from training.data.batches import TrainingData
 from training.distributed import agree
-from training.errors import CheckpointError
 from training.model import CRIS
 from training.recipe import Recipe
 from training.train import launch, states, train
@@ -40,15 +39,18 @@ def distil(recipe: DistillRecipe, out: Path, resume: bool, device: torch.device)
     if path is None:
         train(recipe, out, resume, device)
         return
-    teacher, tokenizer = agree(lambda: open_teacher(path, device))
+    teacher = agree(lambda: open_teacher(path, device))
+    check_lessons(recipe, teacher)
     begun = resume and bool(states(out))
 
     def build(_: Recipe, data: TrainingData) -> CRIS:
         model = build_model(recipe, data)
         # A state that is gone on from has learnt its phrases already.
         if recipe.texts and not begun:
+            # Others give no such lesson and were refused.
+            assert isinstance(teacher, CheckpointTeacher)
             teach_phrases(
-                model, data.tokenizer, teacher, tokenizer, read_phrases(recipe.texts),
+                model, data.tokenizer, teacher.model, teacher.tokenizer, read_phrases(recipe.texts),
                 steps=recipe.text_steps, batch=recipe.text_batch, seed=recipe.seed,
             )  # fmt: skip
         return model
@@ -57,26 +59,10 @@ def distil(recipe: DistillRecipe, out: Path, resume: bool, device: torch.device)
         return Distillation(model, recipe, teacher)
 
     def start(_: Recipe, data: TrainingData, device: torch.device) -> Trainer:
-        data.readers[TEACHER] = (tokenizer, teacher.config.word_len)
+        data.readers[TEACHER] = (teacher.tokenizer, teacher.word_len)
         return Trainer(recipe, data, device, build=build, teach=teach)
 
     train(recipe, out, resume, device, start)
-
-
-def open_teacher(path: str, device: torch.device) -> tuple[CRIS, Tokenizer]:
-    """A teacher, in evaluation mode on the device, with its tokenizer.
-
-    Raises:
-        CheckpointError: it is none of our checkpoints, or damaged.
-    """
-    if Path(path).suffix != ".safetensors":
-        raise CheckpointError(
-            f"teacher: expected a checkpoint (.safetensors), got {path}. A bundle keeps no "
-            "features to learn from: give the checkpoint that it was exported from; a checkpoint "
-            "of the CRIS authors' code goes through python -m training.convert first"
-        )
-    kept = checkpoint.load(path)
-    return kept.model.to(device).eval(), kept.tokenizer
 
 
 EXAMPLE = """examples:
@@ -85,6 +71,8 @@ EXAMPLE = """examples:
   python -m quantize.distill --teacher runs/scenes/best.safetensors \\
     --config training/configs/scenes.yaml --out runs/small data=PHOTOS \\
     'sizes={input_size: 128, text_width: 64}'
+  python -m quantize.distill --teacher bundles/r50 --config training/configs/cris_edge_s.yaml \\
+    --out runs/s data=DATA relations=0 features=0
 
 docs/distillation.md tells what is learnt, and from where.
 """
@@ -100,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = arguments.add_argument
-    add("--teacher", required=True, help="a checkpoint, .safetensors")
+    add("--teacher", required=True, help="a checkpoint (.safetensors) or a bundle")
     add("--config", required=True, help="the student's recipe, see training/configs/")
     add("--student", metavar="MODEL", help="the student's sizes; default: as the recipe has it")
     add("--out", type=Path, default=Path("runs/distill"), help="default: %(default)s")

@@ -19,6 +19,7 @@ class Figures:
     size: int
     """Bytes of all files."""
     milliseconds: Milliseconds
+    """Empty where there is nothing to time with: graphs for TensorRT, and no GPU."""
     parts: Sequence[Part]
     """Its evaluation, a part for each source of samples."""
 
@@ -26,7 +27,7 @@ class Figures:
         """For a bundle's description; scores in [0, 1]."""
         return {
             "bytes": self.size,
-            "milliseconds": self.milliseconds,
+            "milliseconds": self.milliseconds or None,
             "scores": {part.source: part.evaluation.scores.as_dict() for part in self.parts},
         }
 
@@ -55,13 +56,16 @@ def table(named: Mapping[str, Figures]) -> str:
         f"{'n':>6}{'mIoU':>7}{'Pr@50':>7}{'Pr@70':>7}{'Pr@90':>7}"
     ]
     for name, figures in named.items():
+        columns = zip(("photo", "phrase", "pair", "total"), (9, 9, 9, 10), strict=True)
         times = figures.milliseconds
+        taken = "".join(
+            f"{times[column]:>{width}.2f}" if times else f"{'-':>{width}}"
+            for column, width in columns
+        )
         for part in figures.parts:
             scores = part.evaluation.scores.as_dict()
             lines.append(
-                f"{name[-21:]:22}{figures.size / 1e6:>8.2f}{times['photo']:>9.2f}"
-                f"{times['phrase']:>9.2f}{times['pair']:>9.2f}{times['total']:>10.2f}"
-                f"{int(scores['count']):>6}"
+                f"{name[-21:]:22}{figures.size / 1e6:>8.2f}{taken}{int(scores['count']):>6}"
                 + "".join(f"{100 * scores[k]:>7.1f}" for k in ("mIoU", "Pr@50", "Pr@70", "Pr@90"))
                 + f"  {part.source}"
             )

@@ -1,18 +1,14 @@
-"""Float graphs to graphs with quantised layers: ONNX in, ONNX with Q/DQ nodes out.
+"""Graphs of which some layers compute in INT8: made of the float graph and the quantised one.
 
-NNCF quantises each graph once, all of it. A graph of which some layers stay in float is then made
-of both, without calibrating again: a layer that is given back takes the inputs and the bias that it
+No calibration is needed for that: a layer that is given back takes the inputs and the bias that it
 has in the float graph.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
-import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,16 +17,12 @@ import onnx_ir
 from onnxscript import optimizer
 
 from cris_edge.bundle import Bundle
-from export.onnx import store_weights_as_half, strip
+from export.onnx import strip
 from quantize.errors import QuantizeError
-from quantize.samples import Feeds
 
-# Nothing that is done here is told to NNCF's makers; it asks for this before it is imported.
-os.environ.setdefault("NNCF_CI", "1")
-
-FLOAT = ("LayerNormalization", "Softmax")
-"""Nodes that stay in float: the sums of both lose too much."""
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+UNWEIGHTED = ("products of two activations", "tables of words")
+"""Layers without weights to multiply with, which only CPUs compute in INT8."""
 MOVERS = (
     "Concat", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape", "Resize",
     "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
@@ -92,99 +84,41 @@ def _widen(path: Path) -> onnx.ModelProto:
     return onnx_ir.to_proto(model)
 
 
-def quantise(name: str, model: onnx.ModelProto, feeds: Feeds) -> onnx.ModelProto:
-    """A graph with Q/DQ nodes at everything that can be INT8 but norms and softmax.
-
-    Weights are symmetric and per channel, of half the range, so that sums of two products fit the
-    16 bits that CPUs without VNNI have for them; activations have one scale a tensor.
+def find_layers(
+    name: str, model: onnx.ModelProto, quantised: onnx.ModelProto, weighted: bool = False
+) -> list[Layer]:
+    """The quantised layers of a graph, from its inputs to its outputs.
 
     Args:
         name: `photo`, `phrase` or `pair`.
         model: the graph in float32.
-        feeds: what its ranges are measured with.
-
-    Raises:
-        QuantizeError: NNCF refuses the graph, or finds ranges that are no numbers.
+        quantised: the same by `quantize.calibration.quantise`.
+        weighted: leave out those of `UNWEIGHTED`.
     """
-    # It takes seconds to import, and with it torch.
-    import nncf
-    from nncf.quantization.advanced_parameters import QuantizationParameters
-
-    nncf.set_log_level(logging.ERROR)
-    per_tensor = QuantizationParameters(per_channel=False)
-    advanced = nncf.AdvancedQuantizationParameters(
-        overflow_fix=nncf.OverflowFix.ENABLE,
-        activations_quantization_params=per_tensor,
-        # It would rescale layers by their neighbours, and one could not be given back alone.
-        smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1),
-    )
-    try:
-        # Its own bars, in the middle of ours.
-        with contextlib.redirect_stdout(io.StringIO()):
-            quantised: onnx.ModelProto = nncf.quantize(
-                model,
-                nncf.Dataset(_Again(name, feeds)),
-                subset_size=len(feeds),
-                model_type=nncf.ModelType.TRANSFORMER,
-                ignored_scope=nncf.IgnoredScope(types=list(FLOAT), validate=False),
-                advanced_parameters=advanced,
-            )
-    except (nncf.InternalError, nncf.ValidationError, RuntimeError, ValueError) as error:
-        raise QuantizeError(f"NNCF cannot quantise the graph {name}: {error}") from error
-    _check_scales(name, quantised)
-    return quantised
-
-
-class _Again:
-    """What can be gone through many times, as NNCF asks."""
-
-    def __init__(self, graph: str, feeds: Feeds):
-        self._graph, self._feeds = graph, feeds
-
-    def __iter__(self) -> Iterator[object]:
-        return self._feeds.of(self._graph)
-
-    def __len__(self) -> int:
-        return len(self._feeds)
-
-
-def _check_scales(name: str, model: onnx.ModelProto) -> None:
-    used = {node.input[1] for node in model.graph.node if node.op_type == "DequantizeLinear"}
-    for tensor in model.graph.initializer:
-        if tensor.name in used:
-            values = onnx.numpy_helper.to_array(tensor)
-            if not (values > 0).all() or not (values < float("inf")).all():
-                raise QuantizeError(
-                    f"{name}: the scale {tensor.name} is {values.min()} to {values.max()}, "
-                    "expected positive numbers; the float model's activations are damaged"
-                )
-
-
-def find_layers(name: str, model: onnx.ModelProto, quantised: onnx.ModelProto) -> list[Layer]:
-    """The quantised layers of a graph, from its inputs to its outputs."""
     titles = _titles(model)
     wiring = _Wiring(quantised)
     return [
         Layer(name, node.name, titles[node.name])
         for node in quantised.graph.node
         if wiring.is_layer(node) and wiring.quantisers(node)
+        if not weighted or wiring.multiplies_weights(node)
     ]
 
 
 def head_layers(model: onnx.ModelProto, layers: Iterable[Layer]) -> list[Layer]:
-    """The last layers on the way to the logits of `pair`."""
+    """Those of the layers that are the last ones on the way to the logits of `pair`."""
     makers = {output: node for node in model.graph.node for output in node.output}
     known = {layer.node: layer for layer in layers if layer.graph == "pair"}
-    found: list[Layer] = []
+    found: list[str] = []
     waiting = [output.name for output in model.graph.output]
     while waiting and len(found) < HEAD:
         node = makers.get(waiting.pop(0))
         if node is None:
             continue
-        if node.name in known and known[node.name] not in found:
-            found.append(known[node.name])
+        if node.op_type in LAYERS and node.name not in found:
+            found.append(node.name)
         waiting += node.input
-    return found
+    return [known[node] for node in found if node in known]
 
 
 def mix(
@@ -197,7 +131,7 @@ def mix(
 
     Args:
         model: the graph in float32.
-        quantised: the same by `quantise`.
+        quantised: the same by `quantize.calibration.quantise`.
         kept: names of the nodes that are to be INT8.
     """
     mixed = onnx.ModelProto()
@@ -215,7 +149,6 @@ def mix(
                 node.input[place] = originals[node.name].input[place]
     _restore_constants(mixed, model, kept)
     _drop_unused(mixed)
-    store_weights_as_half(mixed)
     strip(mixed)
     return mixed
 
@@ -233,10 +166,15 @@ class _Wiring:
     def is_layer(self, node: onnx.NodeProto) -> bool:
         """Whether it computes, or looks up rows of a quantised table."""
         return node.op_type in LAYERS or (
-            node.op_type == "Gather"
-            and node.input[0] in self.dequantised
-            and self._makers[node.input[0]].input[0] in self._constants
+            node.op_type == "Gather" and self._holds_weights(node.input[0])
         )
+
+    def multiplies_weights(self, node: onnx.NodeProto) -> bool:
+        """Whether it computes with quantised weights of its own."""
+        return node.op_type in LAYERS and any(map(self._holds_weights, node.input))
+
+    def _holds_weights(self, value: str) -> bool:
+        return value in self.dequantised and self._makers[value].input[0] in self._constants
 
     def quantisers(self, node: onnx.NodeProto) -> set[str]:
         """Outputs of DequantizeLinear that a node reads, or reads through what moves values."""

@@ -42,10 +42,11 @@ def relation(pixels: Tensor, words: Tensor) -> Tensor:
 
 
 def relations(mine: Tensor, taught: Tensor, known: Tensor) -> Tensor:
-    """Mean square of the differences between two `relation`s: a scalar.
+    """One minus the correlation of two `relation`s over pixels, the mean over phrases: a scalar.
 
     Relations compare models whose features have nothing in common, as between pixels in
-    "Structured Knowledge Distillation" (arXiv 1903.04197), here between pixels and words.
+    "Structured Knowledge Distillation" (arXiv 1903.04197), here between pixels and words. What a
+    word's relation is on average says nothing of where it is, and is left out.
 
     Args:
         mine: (N, L, h, w).
@@ -54,19 +55,31 @@ def relations(mine: Tensor, taught: Tensor, known: Tensor) -> Tensor:
     """
     length = min(mine.shape[1], taught.shape[1])
     taught = resized(taught[:, :length], mine.shape[2:])
-    apart = (mine[:, :length] - taught).square().mean((2, 3))
-    known = known[:, :length]
-    return (apart * known).sum() / known.sum().clamp(min=1)
+    known = known[:, :length, None, None]
+    ours, theirs = (
+        ((one - one.mean((2, 3), keepdim=True)) * known).flatten(1)
+        for one in (mine[:, :length], taught)
+    )
+    alike = F.cosine_similarity(ours, theirs, dim=1)
+    said = known.flatten(1).any(1)
+    return ((1 - alike) * said).sum() / said.sum().clamp(min=1)
 
 
 def features(mine: Tensor, taught: Tensor) -> Tensor:
-    """One minus the cosine at each place, the mean of it: a scalar (FitNets, arXiv 1412.6550).
+    """One minus the correlation of each channel over a batch's places, the mean of it: a scalar.
+
+    Pearson's, as PKD has it (arXiv 2207.02039). A cosine at each place would be close to one from
+    the start: features differ from place to place by less than they have in common.
 
     Args:
         mine: (N, C, h, w), the student's features after their adapter.
         taught: (N, C, H, W), resized where the teacher sees at another size.
     """
-    return (1 - F.cosine_similarity(mine, resized(taught, mine.shape[2:]), dim=1)).mean()
+    ours, theirs = (
+        (one - one.mean((0, 2, 3), keepdim=True)).transpose(0, 1).flatten(1)
+        for one in (mine, resized(taught, mine.shape[2:]))
+    )
+    return (1 - F.cosine_similarity(ours, theirs, dim=1)).mean()
 
 
 def same_words(tokens: Tensor, taught: Tensor) -> Tensor:

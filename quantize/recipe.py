@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from training.errors import RecipeError
 from training.recipe import Recipe
 
+LESSONS = ("soft_masks", "relations", "features", "texts")
+"""Names of what is learnt from a teacher; 0 or null leaves one out."""
+
 
 @dataclass(frozen=True)
 class DistillRecipe(Recipe):
     """What a training recipe says, and what is learnt from the teacher beside the labels."""
 
     teacher: str | None = None
-    """A checkpoint; null: the student learns from the labels alone."""
+    """A checkpoint, or a bundle, which gives `soft_masks` alone; null: the student learns from the
+    labels alone."""
     soft_masks: float = 1.0
     """Weight of the teacher's masks, which say where it is unsure."""
     temperature: float = 2.0

@@ -18,13 +18,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cris_edge import Segmenter
 from cris_edge.errors import CrisEdgeError
 from cris_edge.files import whole_file, write_image
 from quantize.errors import QuantizeError
 from quantize.figures import Figures, agreement, table
 from quantize.samples import Feeds
-from quantize.speed import race
+from quantize.speed import UNTIMED, race
+from quantize.written import only_written, open_judged
 from training.arguments import at_least
 from training.evaluate import data_of, evaluate
 from training.evaluation import Record
@@ -52,6 +52,8 @@ def compare(
 ) -> dict[str, Figures]:
     """Judge and time bundles.
 
+    Graphs for TensorRT that no TensorRT runs are judged as they are written, and not timed.
+
     Args:
         bundles: folders or zip files; the first is what the others are compared with.
         data: from `training.selection.open_data`, or made-up scenes.
@@ -69,12 +71,14 @@ def compare(
     names = [str(path) for path in bundles]
     if len(set(names)) < len(names):
         raise QuantizeError(f"expected bundles that differ, got {', '.join(names)}")
-    segmenters = [Segmenter(path, engine=engine, threads=threads) for path in bundles]
+    segmenters = [open_judged(path, engine, threads) for path in bundles]
     evaluations = [evaluate(one, data, splits, limit=limit) for one in segmenters]
     samples = evaluations[0][0].selection.samples
-    times = race(segmenters, Feeds(segmenters[0], samples[:1]))
+    timed = [one for one in segmenters if not only_written(one)]
+    times = iter(race(timed, Feeds(segmenters[0], samples[:1])))
+    found = [{} if only_written(one) else next(times) for one in segmenters]
     sizes = [one.bundle.size for one in segmenters if one.bundle is not None]
-    figures = map(Figures, sizes, times, evaluations)
+    figures = map(Figures, sizes, found, evaluations)
     return dict(zip(names, figures, strict=True))
 
 
@@ -96,12 +100,14 @@ def as_json(figures: Mapping[str, Figures], about: Mapping[str, Any]) -> str:
 def draw(path: Path, figures: Mapping[str, Figures]) -> None:
     """Write a picture: mIoU against milliseconds, and below the samples that lost most.
 
-    Those are the samples in which any bundle's IoU is furthest below the first one's.
+    Bundles that were not timed have no place in the upper part. The samples are those in which any
+    bundle's IoU is furthest below the first one's.
 
     Raises:
         InputError: the suffix is no image format, or the file cannot be written.
     """
-    rows = [_plot(figures), *_worst(figures)]
+    timed = {name: one for name, one in figures.items() if one.milliseconds}
+    rows = [*([_plot(timed)] if timed else []), *_worst(figures)]
     width = max(row.shape[1] for row in rows)
     write_image(path, np.vstack([_widened(row, width) for row in rows]))
 
@@ -228,6 +234,9 @@ def run(options: argparse.Namespace) -> None:
     for name, one in list(figures.items())[1:]:
         same = agreement(first.parts, one.parts)
         print(f"{name}: masks as the first one's on {same:.2%} of pixels")
+    for name, one in figures.items():
+        if not one.milliseconds:
+            print(f"{name}: judged by ONNX Runtime, not timed: {UNTIMED}")
     machine = "{processor}, {cores} cores, {system}".format(**describe_machine())
     print(f"scores in per cent; {machine}; {today()}")
     if options.json:

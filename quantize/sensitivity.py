@@ -11,22 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cris_edge import Segmenter
-from cris_edge.engines import open_engine
 from cris_edge.engines.base import Graph
 from cris_edge.files import write_image
 from quantize.candidate import Candidates
 from quantize.graphs import Layer
 from quantize.samples import Feed, Feeds, run
-
-ENGINE = "onnxruntime"
+from quantize.written import WrittenGraph, open_written
 
 Damage = dict[Layer, float]
 """Mean absolute change of the probability of a pixel, the most sensitive layer first."""
 
 
 def sweep(candidates: Candidates, feeds: Feeds, threads: int | None) -> Damage:
-    """Quantise each layer alone and compare with the float model, in ONNX Runtime.
+    """Quantise each layer alone and compare with the float model, in ONNX Runtime, as written.
 
     That is quick to load a graph, and rounding does the same whatever computes.
 
@@ -35,8 +32,7 @@ def sweep(candidates: Candidates, feeds: Feeds, threads: int | None) -> Damage:
         feeds: photos and phrases that nothing is judged by.
         threads: for one run of a graph; None lets the engine choose.
     """
-    engine = open_engine(ENGINE)
-    plain = Segmenter(candidates.source.folder, engine=ENGINE, threads=threads)
+    plain = open_written(candidates.source, threads)
     names = dict.fromkeys([*(layer.graph for layer in candidates.layers), "pair"])
     inputs = {name: list(feeds.of(name)) for name in names}
     expected = [_probability(plain.graphs["pair"], feed) for feed in inputs["pair"]]
@@ -44,7 +40,7 @@ def sweep(candidates: Candidates, feeds: Feeds, threads: int | None) -> Damage:
     for layer in tqdm(candidates.layers, "sensitivity", unit="layer", mininterval=1):
         with tempfile.TemporaryDirectory(prefix="cris-edge-") as folder:
             path = candidates.write_onnx(layer.graph, [layer], Path(folder))
-            graph = engine.load(path, candidates.source.graphs[layer.graph], threads)
+            graph = WrittenGraph(path, candidates.source.graphs[layer.graph], threads)
         pair = graph if layer.graph == "pair" else plain.graphs["pair"]
         changes = [
             np.abs(_probability(pair, _pair_feed(graph, layer, kept, own)) - wanted).mean()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,15 @@ ROUNDS, WARM = 30, 3
 
 Milliseconds = dict[str, float]
 """Medians of `photo`, `phrase` and `pair`, and `total`, their sum: a new photo with a phrase."""
+UNTIMED = "graphs for TensorRT are timed by TensorRT on an NVIDIA GPU alone, and none answers here"
+
+
+class Timing(NamedTuple):
+    """Of a float bundle and of the one that is quantised; empty where nothing can time them."""
+
+    engine: str
+    before: Milliseconds
+    after: Milliseconds
 
 
 def race(segmenters: Sequence[Segmenter], feeds: Feeds) -> list[Milliseconds]:

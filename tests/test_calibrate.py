@@ -9,6 +9,10 @@ import dataclasses
 import errno
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,13 +22,14 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-import quantize.calibrate
+import quantize.job
 from cris_edge import Segmenter
 from cris_edge.bundle import Bundle, write_specification
 from cris_edge.errors import CrisEdgeError
 from quantize.budget import fewest
-from quantize.calibrate import Job, calibrate, main
+from quantize.calibrate import main
 from quantize.errors import QuantizeError
+from quantize.job import Job, calibrate
 from quantize.speed import Milliseconds
 from tests.scenes import PHRASES, photo, write_folder
 from training.selection import FolderData, SceneData
@@ -45,14 +50,14 @@ def quantised() -> dict[str, onnx.ModelProto]:
 @pytest.fixture(autouse=True)
 def once(monkeypatch: pytest.MonkeyPatch, quantised: dict[str, onnx.ModelProto]) -> None:
     """Quantise each graph once for all tests, which have the same model and samples."""
-    anew = quantize.calibrate.quantise
+    anew = quantize.job.quantise
 
-    def quantise(name: str, model: onnx.ModelProto, feeds: Any) -> onnx.ModelProto:
+    def quantise(name: str, model: onnx.ModelProto, feeds: Any, tensorrt: bool) -> onnx.ModelProto:
         if name not in quantised:
-            quantised[name] = anew(name, model, feeds)
+            quantised[name] = anew(name, model, feeds, tensorrt)
         return quantised[name]
 
-    monkeypatch.setattr(quantize.calibrate, "quantise", quantise)
+    monkeypatch.setattr(quantize.job, "quantise", quantise)
 
 
 def told(monkeypatch: pytest.MonkeyPatch, times_faster: float) -> None:
@@ -61,7 +66,7 @@ def told(monkeypatch: pytest.MonkeyPatch, times_faster: float) -> None:
         {"photo": 1.0, "phrase": 1.0, "pair": 2.0, "total": total}
         for total in (4.0, 4.0 / times_faster)
     ]
-    monkeypatch.setattr(quantize.calibrate, "race", lambda segmenters, feeds: times)
+    monkeypatch.setattr(quantize.job, "race", lambda segmenters, feeds: times)
 
 
 def job(bundle: Path, out: Path, **fields: Any) -> Job:
@@ -122,7 +127,7 @@ def test_layers_go_back_to_float_until_the_budget_is_kept(
     said: list[str] = []
 
     losses = iter([5.0, 4.0, 3.0, 1.0, 3.0])  # with 0, 1, 2, 4 and 3 given back
-    monkeypatch.setattr(quantize.calibrate, "loss", lambda before, after: next(losses, 1.0))
+    monkeypatch.setattr(quantize.job, "loss", lambda before, after: next(losses, 1.0))
     chart = tmp_path / "chart.png"
     given = job(sensitive_bundle, tmp_path / "int8", budget=2.0, chart=chart)
     report = calibrate(given, said.append).about["quantization"]
@@ -155,6 +160,29 @@ def test_a_bundle_that_is_not_faster_is_refused_unless_forced(
     forced = calibrate(job(sensitive_bundle, out, force=True), silent)
     (reason,) = forced.about["quantization"]["forced_in_spite_of"]
     assert "not faster" in reason
+    assert "--graphs" not in reason  # none of the three is faster
+
+
+def test_the_graph_that_is_faster_may_be_quantised_alone(
+    tmp_path: Path, sensitive_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slower = {"photo": 0.5, "phrase": 1.0, "pair": 3.0, "total": 4.5}
+    faster = {"photo": 0.5, "phrase": 1.0, "pair": 2.0, "total": 3.5}
+    plain = {"photo": 1.0, "phrase": 1.0, "pair": 2.0, "total": 4.0}
+    out = tmp_path / "int8"
+    monkeypatch.setattr(quantize.job, "race", lambda segmenters, feeds: [plain, slower])
+    with pytest.raises(QuantizeError, match="by graph it is with --graphs photo"):
+        calibrate(job(sensitive_bundle, out), silent)
+    monkeypatch.setattr(quantize.job, "race", lambda segmenters, feeds: [plain, faster])
+    bundle = calibrate(job(sensitive_bundle, out, graphs=("photo",)), silent)
+    nodes = {
+        name: {node.op_type for node in onnx.load(bundle.path(spec.file)).graph.node}
+        for name, spec in bundle.graphs.items()
+    }
+    assert [name for name in nodes if "QuantizeLinear" in nodes[name]] == ["photo"]
+    report = bundle.about["quantization"]["layers"]
+    assert report["int8"] > 5
+    assert {name.partition(":")[0] for name in report["float"]} == {"phrase", "pair"}
 
 
 def test_a_full_disk_leaves_the_older_bundle(
@@ -271,6 +299,32 @@ def test_the_command_ends_with_one_line_and_status_2(
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     assert "python -m quantize.calibrate --checkpoint" in capsys.readouterr().out
+
+
+# --- what ends it ---
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="nobody can catch SIGTERM there")
+def test_sigterm_leaves_nothing_behind(tmp_path: Path, sensitive_bundle: Path) -> None:
+    out = tmp_path / "int8"
+    out.mkdir()
+    (out / "bundle.json").write_text("the older one")
+    command = [sys.executable, "-m", "quantize.calibrate", "--bundle", str(sensitive_bundle)]
+    options = ["--scenes", "50", "--threads", "1", "--out", str(out)]
+    running = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
+    try:
+        while running.poll() is None and not list(tmp_path.glob(".int8.*")):
+            time.sleep(0.05)
+        assert list(tmp_path.glob(".int8.*")), "it ended by itself"
+        running.terminate()
+        _, errors = running.communicate(timeout=60)
+    finally:
+        running.kill()
+        running.wait()
+    assert running.returncode == 128 + signal.SIGTERM
+    assert errors.endswith("quantize.calibrate: ended by SIGTERM\n")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["int8"]
+    assert (out / "bundle.json").read_text() == "the older one"
 
 
 # --- the budget ---

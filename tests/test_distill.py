@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 
+from cris_edge import Segmenter
+from cris_edge.bundle import Bundle, write_specification
+from cris_edge.letterbox import Letterbox
+from export.openvino import write_openvino
 from quantize import compare, distill, lessons
 from quantize.phrases import read_phrases, teach_phrases
 from quantize.recipe import DistillRecipe
+from quantize.teachers import BundleTeacher, CheckpointTeacher, open_teacher
+from tests.scenes import PHRASES, photo, sensitive_model, small_tokenizer
 from tests.training_run import (
     RECIPE,
     SIZES,
@@ -25,7 +34,7 @@ from tests.training_run import (
     write_recipe,
 )
 from training import checkpoint
-from training.data.batches import build_data
+from training.data.batches import build_data, encode
 from training.data.scene_phrases import vocabulary
 from training.data.vocabulary import student_tokenizer
 from training.errors import DataError
@@ -115,13 +124,103 @@ def test_other_lessons_are_no_resumption(
     assert "features: 1.0, now 0.5" in last_line(capsys.readouterr().err)
 
 
-def test_a_bundle_is_no_teacher(
-    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+# --- a bundle as the teacher ---
+
+MASKS = ["relations=0", "features=0"]
+
+
+def test_a_bundle_teaches_its_masks(recipe: Path, sensitive_bundle: Path, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in sensitive_bundle.iterdir()}
+    assert run(recipe, tmp_path / "out", sensitive_bundle, *MASKS, "epochs=1") == 0
+    losses = log(tmp_path / "out")[0]["losses"]
+    assert losses.keys() == {"mask", "dice", "which", "soft_masks"}
+    assert losses["soft_masks"] > 0
+    tensors, _ = contents(tmp_path / "out" / "best.safetensors")
+    student = checkpoint.load(tmp_path / "out" / "best.safetensors").model
+    assert tensors.keys() == {f"model.{name}" for name in student.state_dict()}
+    assert {path: path.read_bytes() for path in sensitive_bundle.iterdir()} == before
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("side", [64, 96])
+def test_a_bundle_shows_what_its_checkpoint_does(
+    sensitive_bundle: Path, engine: str, side: int
 ) -> None:
-    bundle = ROOT / "cris_edge" / "models" / "cris_edge_s"
-    assert run(recipe, tmp_path / "out", bundle) == 2
-    assert "the checkpoint that it was exported from" in last_line(capsys.readouterr().err)
-    assert not (tmp_path / "out").exists()
+    tokenizer = small_tokenizer()
+    model = sensitive_model(tokenizer)
+    segmenter = Segmenter(sensitive_bundle, engine=engine, threads=1)
+    bundle, its_checkpoint = BundleTeacher(segmenter), CheckpointTeacher(model, tokenizer)
+    box = Letterbox(side, model.config.mean)
+    frames = torch.from_numpy(np.stack([box.frame(photo(seed)) for seed in (1, 2)]))
+    # More of a photo's phrases than one run takes, some of them twice.
+    texts = (PHRASES + [f"{n} dogs" for n in "123456"]) * 2
+    tokens = encode(texts, tokenizer, bundle.word_len)
+    found, expected = (t.show(frames, tokens)["logits"] for t in (bundle, its_checkpoint))
+    assert found.shape == (len(texts), 1, 16, 16)
+    # Frames that are resized are rounded to whole colours for a bundle.
+    assert (found - expected).std() < (1e-4 if side == 64 else 0.1) * expected.std()
+    assert torch.equal(bundle.show(frames, tokens)["logits"], found)
+
+
+def test_openvino_teaches_from_its_own_graphs(sensitive_bundle: Path, tmp_path: Path) -> None:
+    source = Bundle.open(sensitive_bundle)
+    folder = tmp_path / "openvino"
+    folder.mkdir()
+    for name, spec in source.graphs.items():
+        write_openvino(source.path(spec.file), folder / f"{name}.xml", "float32")
+    shutil.copyfile(source.path(source.tokenizer), folder / source.tokenizer)
+    graphs = {
+        name: dataclasses.asdict(dataclasses.replace(spec, file=f"{name}.xml"))
+        for name, spec in source.graphs.items()
+    }
+    write_specification(folder, {**source.about, "graphs": graphs})
+    tokens = encode(PHRASES[:2], small_tokenizer(), source.word_len)
+    frames = torch.from_numpy(source.letterbox.frame(photo()))[None]
+    shown = [
+        open_teacher(str(path), torch.device("cpu")).show(frames, tokens)["logits"]
+        for path in (folder, sensitive_bundle)
+    ]
+    torch.testing.assert_close(*shown, rtol=0, atol=1e-3)
+
+
+def test_lessons_that_a_bundle_cannot_give_are_refused_by_name(
+    recipe: Path, sensitive_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    for given, left_out in (
+        ([], "relations=0 features=0"),
+        (["relations=0"], "features=0"),
+        ([*MASKS, "texts=phrases.txt"], "texts=null"),
+    ):
+        assert run(recipe, out, sensitive_bundle, *given) == 2
+        assert f"give {left_out}, or the checkpoint" in last_line(capsys.readouterr().err)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("content", [None, b"no zip file"])
+def test_what_is_no_teacher_is_refused(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None
+) -> None:
+    path = tmp_path / "teacher.pth"
+    if content is not None:
+        path.write_bytes(content)
+    assert run(recipe, tmp_path / "out", path) == 2
+    line = last_line(capsys.readouterr().err)
+    assert "expected a checkpoint (.safetensors) or a bundle" in line
+    assert "training.convert" in line
+
+
+def test_a_run_with_a_bundle_that_was_stopped_goes_on_as_if_it_were_not(
+    recipe: Path, sensitive_bundle: Path, tmp_path: Path
+) -> None:
+    assert run(recipe, tmp_path / "whole", sensitive_bundle, *MASKS) == 0
+    with interrupted(4):
+        run(recipe, tmp_path / "out", sensitive_bundle, *MASKS)
+    assert run(recipe, tmp_path / "out", sensitive_bundle, "--resume", *MASKS) == 0
+    same_run(tmp_path / "out", tmp_path / "whole")
+
+
+# --- comparing ---
 
 
 def test_ways_are_compared_in_one_command(
@@ -136,6 +235,17 @@ def test_ways_are_compared_in_one_command(
     assert "soft_masks" not in log(tmp_path / "runs" / "teacher=null" / "seed-0")[0]["losses"]
 
 
+def test_of_a_bundle_masks_alone_are_compared(
+    recipe: Path, sensitive_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--teacher", str(sensitive_bundle), "--config", str(recipe)]
+    command += ["--out", str(tmp_path / "runs"), "--set", "epochs=1", "scenes=2"]
+    assert compare.main(command) == 0
+    *_, without, taught = capsys.readouterr().out.splitlines()
+    assert without.startswith("teacher=null ")
+    assert taught.startswith("relations=0 features=0 ")
+
+
 # --- the lessons ---
 
 
@@ -145,11 +255,28 @@ def test_who_knows_it_all_has_nothing_to_learn() -> None:
     relation, known = lessons.relation(pixels, words), torch.ones(2, 5, dtype=torch.bool)
     everywhere = torch.ones(2, 6, 6)
     assert lessons.soft_masks(logits, logits, everywhere, 3.0).abs() < 1e-5
-    assert lessons.relations(relation, relation, known) == 0
+    assert lessons.relations(relation, relation, known).abs() < 1e-6
     assert lessons.features(pixels, 2 * pixels).abs() < 1e-6
     assert lessons.soft_masks(logits, -logits, everywhere, 3.0) > 0.1
-    assert lessons.relations(relation, -relation, known) > 0.1
+    assert lessons.relations(relation, -relation, known) == pytest.approx(2, abs=1e-5)
     assert lessons.features(pixels, -pixels) == pytest.approx(2, abs=1e-5)
+
+
+def test_what_all_places_have_in_common_is_no_lesson() -> None:
+    torch.manual_seed(0)
+    pixels, common = torch.randn(2, 8, 6, 6), 9 * torch.randn(8, 1, 1)
+    assert lessons.features(pixels, pixels + common).abs() < 1e-5
+    # Cosines at each place call these alike; they have nothing else in common.
+    assert lessons.features(pixels + common, pixels.roll(1, 0) + common) > 0.5
+    relation, known = torch.rand(2, 5, 6, 6), torch.ones(2, 5, dtype=torch.bool)
+    words = torch.randn(2, 5, 1, 1)
+    assert lessons.relations(relation, relation + words, known).abs() < 1e-5
+    # A word that the two split otherwise says nothing.
+    known[:, 2] = False
+    changed = relation.clone()
+    changed[:, 2] = torch.rand(2, 6, 6)
+    assert lessons.relations(relation, changed, known).abs() < 1e-5
+    assert lessons.relations(relation, changed, torch.zeros_like(known)) == 0
 
 
 def test_relations_do_not_know_how_features_are_turned() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from cris_edge.photo import as_photo
 from tests.scenes import small_model, small_tokenizer
 from training.errors import CheckpointError
 from training.model import CRIS
-from training.model.config import MODELS, STUDENT_S
+from training.model.config import MODELS, STUDENT_M, STUDENT_S, STUDENT_XS, CRISConfig
 from training.model.cost import PARTS, STAGES, main, multiply_adds, parameters, table
 from training.model.pretrained import (
     copy_towers,
@@ -53,11 +54,18 @@ def figures_of(text: str) -> tuple[dict[str, float], dict[str, float]]:
     return {k: float(v) for k, v in held}, {k: float(v) for k, v in costs}
 
 
-def test_the_student_keeps_within_its_bounds(student_table: str) -> None:
-    millions, billions = (figures["all"] for figures in figures_of(student_table))
-    assert millions < 10
-    assert billions < 1.5
-    assert millions == pytest.approx(parameters(without_storage("cris_edge_s")) / 1e6, abs=0.005)
+@pytest.mark.parametrize(
+    ("config", "most_millions", "most_billions"),
+    [(STUDENT_XS, 4.0, 0.6), (STUDENT_S, 10, 1.5), (STUDENT_M, 25, 4)],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_students_keep_within_their_bounds(
+    config: CRISConfig, most_millions: float, most_billions: float
+) -> None:
+    millions, billions = (figures["all"] for figures in figures_of(table(config)))
+    assert millions < most_millions
+    assert billions < most_billions
+    assert millions == pytest.approx(parameters(without_storage(config.name)) / 1e6, abs=0.005)
 
 
 def test_the_table_adds_up(student_table: str) -> None:
@@ -115,6 +123,47 @@ def test_multiply_adds_are_those_worked_out_by_hand() -> None:
     assert sum(costs.values()) < 66e9
 
 
+# --- the photo side ---
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [
+        ("cris_edge_xs", (40, 112, 192)),
+        ("cris_edge_s", (40, 112, 320)),
+        ("cris_edge_m", (128, 256, 512)),
+    ],
+)
+def test_features_have_strides_8_16_and_32(name: str, channels: tuple[int, ...]) -> None:
+    model = without_storage(name)
+    assert model.image_encoder.channels == channels
+    features = model.encode_image(torch.zeros(1, 3, 96, 64, device="meta"))
+    for feature, count, stride in zip(features, channels, (8, 16, 32), strict=True):
+        assert feature.shape == (1, count, 96 // stride, 64 // stride)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        ({"image_blocks": 5}, "expected 0, or 6 to 7, .* got 5"),
+        ({"image_blocks": 8}, "expected 0, or 6 to 7, .* got 8"),
+        ({"image_blocks": -1}, "image_blocks must be 0, or .* not -1"),
+        ({"image_encoder": "clip_resnet"}, "image_blocks must be 0, or .* not 6"),
+        ({"image_encoder": "resnet18"}, "resnet18 has no stages of blocks; expected 0"),
+        ({"image_encoder": "vit_tiny_patch16_224"}, r"expected features at strides \[8, 16, 32\]"),
+    ],
+)
+def test_cuts_that_leave_no_three_strides_are_refused(sizes: dict[str, Any], words: str) -> None:
+    with torch.device("meta"), pytest.raises(ValueError, match=words):
+        CRIS(dataclasses.replace(STUDENT_XS, **sizes))
+
+
+def test_sizes_that_were_written_before_there_were_cuts_still_read() -> None:
+    values = json.loads(STUDENT_S.to_json())
+    assert values.pop("image_blocks") == 0
+    assert CRISConfig.from_json(json.dumps(values)) == STUDENT_S
+
+
 # --- ImageNet ---
 
 
@@ -167,6 +216,21 @@ def test_the_students_trunk_gets_just_these_weights(classifier: nn.Module) -> No
         head = classifier.bn2(classifier.conv_head(c5))
         assert torch.allclose(classifier.forward_head(head), classifier(image), atol=1e-4)
     assert [f.shape[1:] for f in (c3, c4, c5)] == [(40, 8, 8), (112, 4, 4), (320, 2, 2)]
+
+
+def test_a_cut_trunk_gets_the_weights_of_what_it_keeps(classifier: nn.Module) -> None:
+    torch.manual_seed(0)
+    model = CRIS(STUDENT_XS).eval()
+    load_imagenet(model)
+    kept, weights = model.image_encoder.trunk.state_dict(), classifier.state_dict()
+    skipped = {".".join(name.split(".")[:2]) for name in weights.keys() - kept.keys()}
+    assert {name for name in skipped if name.startswith("blocks")} == {"blocks.6"}
+    assert {name.split(".")[0] for name in skipped} == {"blocks", "conv_head", "bn2", "classifier"}
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        stem = classifier.bn1(classifier.conv_stem(image))
+        for feature, stages in zip(model.encode_image(image), (3, 5, 6), strict=True):
+            assert torch.allclose(feature, classifier.blocks[:stages](stem), atol=1e-5)
 
 
 def test_imagenets_weights_for_other_networks_are_refused() -> None:

@@ -38,6 +38,8 @@ class CRISConfig:
     """CLIP ResNet only: channels of the stem; the last stage has 32 times as many."""
     vision_grid: int = 7
     """CLIP ResNet only: side of the attention pool's positional embedding."""
+    image_blocks: int = 0
+    """timm only: stages of blocks that are kept; 0: all."""
 
     embed_dim: int = 1024
     """Channels of the sentence feature, and of C5 when the image encoder is CLIP's."""
@@ -73,6 +75,11 @@ class CRISConfig:
         if self.image_encoder != "clip_resnet" and not timm.is_model(self.image_encoder):
             raise ValueError(
                 f"image_encoder {self.image_encoder!r} is neither clip_resnet nor a model of timm"
+            )
+        if self.image_blocks < 0 or (self.image_blocks and self.image_encoder == "clip_resnet"):
+            raise ValueError(
+                f"image_blocks must be 0, or with a model of timm a number of its stages, "
+                f"not {self.image_blocks}"
             )
         if self.word_len > self.context_length:
             raise ValueError(
@@ -144,4 +151,43 @@ STUDENT_S = CRISConfig(
     separable=True,
     detail=True,
 )
-MODELS = {config.name: config for config in (R50, R101, STUDENT_S)}
+STUDENT_XS = dataclasses.replace(
+    STUDENT_S,
+    name="cris_edge_xs",
+    # The seventh stage is one block of 0.6 M parameters that widens what the neck narrows again.
+    image_blocks=6,
+    # A row of the vocabulary costs as much as it is wide, and phrases need some 6,000 of them.
+    text_width=128,
+    text_layers=2,
+    embed_dim=128,
+    # The photo keeps its 256 px, without which small things are lost; what is done to every pixel
+    # for every phrase becomes narrow instead.
+    neck_channels=(48, 80, 96),
+    decoder_layers=2,
+    decoder_ffn=256,
+    projector_channels=(48, 32),
+)
+STUDENT_M = dataclasses.replace(
+    STUDENT_S,
+    name="cris_edge_m",
+    # The photo side of MobileCLIP2-S0 (arXiv 2508.20691): it has learnt from captions what things
+    # are called, which ImageNet's classes do not teach. It was trained at 256 px on values in
+    # [0, 1] as they are.
+    image_encoder="fastvit_mci0",
+    mean=(0.0, 0.0, 0.0),
+    std=(1.0, 1.0, 1.0),
+    # Of MobileCLIP2's embedding.
+    embed_dim=512,
+    # Its text side stays behind: 63 M parameters, 25 M of them for a vocabulary of which phrases
+    # need an eighth.
+    text_width=256,
+    text_layers=6,
+    # As wide as the photo's features come.
+    neck_channels=(128, 256, 512),
+    decoder_heads=8,
+    decoder_ffn=1024,
+    projector_channels=(128, 64),
+)
+STUDENTS = (STUDENT_XS, STUDENT_S, STUDENT_M)
+"""From small to large."""
+MODELS = {config.name: config for config in (R50, R101, *STUDENTS)}

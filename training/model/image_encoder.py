@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import timm
 import torch
@@ -15,6 +15,8 @@ from training.model.config import CRISConfig
 
 HEAD_WIDTH = 64
 """Channels of an attention head in all of CLIP's towers."""
+STRIDES = (8, 16, 32)
+"""Of C3, C4 and C5."""
 
 Features = tuple[Tensor, Tensor, Tensor]
 
@@ -95,24 +97,66 @@ class CLIPImageEncoder(nn.Module):
 
 
 class TimmImageEncoder(nn.Module):
-    """A convolutional network of timm, cut before its classifier."""
+    """A network of timm, cut before its classifier or after some of its stages of blocks."""
 
     def __init__(self, config: CRISConfig):
         super().__init__()
-        self.trunk = timm.create_model(
-            config.image_encoder, features_only=True, out_indices=(2, 3, 4)
-        )
-        strides = self.trunk.feature_info.reduction()
-        if strides != [8, 16, 32]:
+        network = timm.create_model(config.image_encoder, features_only=True)
+        strides = network.feature_info.reduction()
+        if not set(STRIDES) <= set(strides):
             raise ValueError(
-                f"{config.image_encoder}: expected features at strides [8, 16, 32], got {strides}"
+                f"{config.image_encoder}: expected features at strides {list(STRIDES)}, "
+                f"got {strides}"
             )
-        self.channels = cast("tuple[int, int, int]", tuple(self.trunk.feature_info.channels()))
+        self.places = [strides.index(stride) for stride in STRIDES]
+        channels = network.feature_info.channels()
+        if config.image_blocks:
+            network = FirstStages(network, config)
+            channels[-1] = network.channels
+        self.trunk = network
+        self.channels = cast(
+            "tuple[int, int, int]", tuple(channels[place] for place in self.places)
+        )
 
     def forward(self, image: Tensor) -> Features:
         """(B, 3, H, W) normalised RGB to features at strides 8, 16, 32."""
-        c3, c4, c5 = self.trunk(image)
+        features = self.trunk(image)
+        c3, c4, c5 = (features[place] for place in self.places)
         return c3, c4, c5
+
+
+class FirstStages(nn.Module):
+    """Stem and first stages of a network of EfficientNet's kind; weights keep timm's names.
+
+    timm gives features where a stride ends. Here the last stride may end earlier, after the last
+    stage that is kept.
+    """
+
+    def __init__(self, network: Any, config: CRISConfig):
+        super().__init__()
+        name, stages = config.image_encoder, config.image_blocks
+        if not isinstance(getattr(network, "blocks", None), nn.Sequential):
+            raise ValueError(f"image_blocks: {name} has no stages of blocks; expected 0")
+        *self.ends, last = (info["stage"] for info in network.feature_info.get_dicts())
+        if not self.ends[-1] < stages <= last:
+            raise ValueError(
+                f"image_blocks: expected 0, or {self.ends[-1] + 1} to {last}, with which {name} "
+                f"reaches its last stride, got {stages}"
+            )
+        self.ends.append(stages)
+        self.conv_stem, self.bn1 = network.conv_stem, network.bn1
+        self.blocks: nn.Sequential = network.blocks[:stages]
+        convolutions = [layer for layer in self.blocks.modules() if isinstance(layer, nn.Conv2d)]
+        self.channels = convolutions[-1].out_channels
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) to the features at the end of every stride from 2 on."""
+        stage_output, features = self.bn1(self.conv_stem(image)), []
+        for number, stage in enumerate(self.blocks, 1):
+            stage_output = stage(stage_output)
+            if number in self.ends:
+                features.append(stage_output)
+        return features
 
 
 def build_image_encoder(config: CRISConfig) -> CLIPImageEncoder | TimmImageEncoder:

@@ -1,8 +1,10 @@
-"""Weights from elsewhere: CLIP's through open_clip, ImageNet's for EfficientNet-Lite0."""
+"""Weights from elsewhere: CLIP's and MobileCLIP2's through open_clip, ImageNet's for a student."""
 
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Mapping
 
 import open_clip
 import torch
@@ -15,17 +17,24 @@ from training.model.pickles import refusal
 
 log = logging.getLogger(__name__)
 
-CLIP_NAMES = {"cris_r50": "RN50-quickgelu", "cris_r101": "RN101-quickgelu"}
-"""open_clip's names of the towers that OpenAI trained; plain `RN50` has another activation."""
+CLIP_NAMES = {
+    "cris_r50": "RN50-quickgelu",
+    "cris_r101": "RN101-quickgelu",
+    "cris_edge_m": "MobileCLIP2-S0",
+}
+"""open_clip's names of what our towers are; plain `RN50` has another activation."""
+UNUSED = ("final_conv.", "head.")
+"""What a MobileCLIP's photo side does after its last stage."""
 
 
 def load_clip(model: CRIS, pretrained: str | None) -> None:
     """Give a CRIS CLIP's towers; everything else stays as it is.
 
     Args:
-        model: a `cris_r50` or `cris_r101`.
-        pretrained: `openai` (fetched by open_clip), the path of a local file of CLIP's weights, or
-            None for random weights, which is said in the log.
+        model: a `cris_r50` or `cris_r101`, which take both towers; or a `cris_edge_m`, which takes
+            MobileCLIP2-S0's photo side.
+        pretrained: open_clip's name of the weights, such as `openai`, which it fetches; the path of
+            a local file of them; or None for random weights, which is said in the log.
 
     Raises:
         CheckpointError: the weights cannot be had or do not fit.
@@ -43,10 +52,11 @@ def load_clip(model: CRIS, pretrained: str | None) -> None:
         raise CheckpointError(
             f"open_clip cannot load {name} from {pretrained!r}: {reason}"
         ) from error
-    copy_towers(clip.state_dict(), model)
+    copy = copy_towers if model.config.image_encoder == "clip_resnet" else copy_photo_side
+    copy(clip.state_dict(), model)
 
 
-def copy_towers(clip: dict[str, Tensor], model: CRIS) -> None:
+def copy_towers(clip: Mapping[str, Tensor], model: CRIS) -> None:
     """Copy the tensors of an open_clip ResNet CLIP into the model's towers.
 
     Only `connect`, which is CRIS's own, may stay as it was.
@@ -62,14 +72,32 @@ def copy_towers(clip: dict[str, Tensor], model: CRIS) -> None:
             ours["text_encoder.logit_scale"] = tensor
         elif name not in ("attn_mask", "logit_bias"):
             ours["text_encoder.tower." + name.removeprefix("text.")] = tensor
+    _copy(ours, model, ("image_encoder.", "text_encoder."))
+
+
+def copy_photo_side(clip: Mapping[str, Tensor], model: CRIS) -> None:
+    """Copy the tensors of an open_clip MobileCLIP's photo side, without what follows its stages.
+
+    Raises:
+        CheckpointError: a tensor of the photo side is missing, surplus or of a wrong shape.
+    """
+    ours = {}
+    for name, tensor in clip.items():
+        place = name.removeprefix("visual.trunk.")
+        if name.startswith("visual.") and not place.startswith(UNUSED):
+            # timm's networks of features have `stages.0` as `stages_0`.
+            ours["image_encoder.trunk." + re.sub(r"^(\w+)\.(\d+)\.", r"\1_\2.", place)] = tensor
+    _copy(ours, model, ("image_encoder.",))
+
+
+def _copy(ours: Mapping[str, Tensor], model: CRIS, towers: tuple[str, ...]) -> None:
+    """Copy tensors under our names; all tensors of these towers must be among them."""
     try:
         result = model.load_state_dict(ours, strict=False)
     except RuntimeError as error:
         raise CheckpointError(f"CLIP's weights have other shapes: {error}") from error
     missing = [
-        name
-        for name in result.missing_keys
-        if name.startswith(("image_encoder.", "text_encoder.")) and ".connect." not in name
+        name for name in result.missing_keys if name.startswith(towers) and ".connect." not in name
     ]
     if missing or result.unexpected_keys:
         raise CheckpointError(

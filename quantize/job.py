@@ -1,0 +1,255 @@
+"""One model to INT8: calibrate, judge, give layers back to float, put the bundle in place."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cris_edge import Segmenter
+from cris_edge.bundle import GRAPHS, Bundle
+from export import build as export
+from export.tensorrt import check_peak, largest_halves, rehearse
+from quantize.account import Account
+from quantize.budget import fewest
+from quantize.calibration import quantise
+from quantize.candidate import TARGETS, Candidates, describe
+from quantize.errors import QuantizeError
+from quantize.figures import Figures, loss
+from quantize.graphs import Layer, head_layers, read_float
+from quantize.samples import Feeds, choose
+from quantize.sensitivity import Damage, draw_chart, sweep
+from quantize.speed import Timing, race
+from quantize.written import TENSORRT, open_written, tensorrt_there
+from training.evaluate import evaluate
+from training.report import Part, describe_machine, today
+from training.selection import Data, select, spread
+
+CALIBRATED_WITH = 300
+SWEPT_WITH = 8
+"""Of these samples each layer is quantised alone on so many."""
+PROBED_WITH = 4
+"""Photos of these on which overflow of float16 is looked for."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model to quantise; `bundle` or `checkpoint` says which."""
+
+    out: Path
+    """The INT8 bundle's folder."""
+    data: Data
+    """Its training split is calibrated with, its others judged by."""
+    data_name: str
+    """What the bundle says of them."""
+    bundle: Path | None = None
+    """Of ONNX graphs in float."""
+    checkpoint: Path | None = None
+    target: str = "openvino"
+    budget: float = 1.0
+    """Points of mIoU that may be lost."""
+    samples: int = CALIBRATED_WITH
+    """To calibrate with."""
+    splits: tuple[str, ...] = ()
+    """To judge by; none for the usual ones."""
+    limit: int | None = None
+    """Samples of each part to judge by; None for all."""
+    threads: int | None = None
+    graphs: tuple[str, ...] = GRAPHS
+    """Those that may have layers in INT8."""
+    chart: Path | None = None
+    """Sweep the layers whatever the loss, and draw that there."""
+    force: bool = False
+
+
+def calibrate(job: Job, say: Say = print) -> Bundle:
+    """Quantise, judge, and put the bundle in place; an older one there is replaced.
+
+    Raises:
+        QuantizeError: the model cannot be quantised or is quantised already, the data do not do,
+            the bundle misses the budget or is not faster, or there is no room for it.
+        ExportError: the checkpoint cannot be exported, or something else than a bundle is at the
+            bundle's place; for TensorRT, a tensor is beyond float16, or it refuses a graph.
+        DataError: the data are not as they should be.
+        BundleError, CheckpointError, EngineError: of the model, or its engine.
+
+    In every case what was at the bundle's place stays, and nothing is left beside it.
+    """
+    if not math.isfinite(job.budget) or job.budget < 0:
+        raise QuantizeError(f"expected a budget of 0 points of mIoU or more, got {job.budget:g}")
+    out = job.out.resolve()
+    export.check_place(out, [])
+    anchor = next(parent for parent in out.parents if parent.is_dir())
+    try:
+        with tempfile.TemporaryDirectory(dir=anchor, prefix=f".{out.name}.") as workspace:
+            folder = Path(workspace) / out.name
+            bundle = _Run(job, Path(workspace), say).write(folder)
+            export.put_in_place(bundle, out, [], Path(workspace), say)
+    except OSError as error:
+        raise QuantizeError(
+            f"{out}: the bundle cannot be written: {error.strerror or error}; make room, or choose "
+            "another --out. What was there is as it was"
+        ) from error
+    return Bundle.open(out)
+
+
+class _Run:
+    """The steps of one job."""
+
+    def __init__(self, job: Job, workspace: Path, say: Say):
+        self.job, self.say, self.workspace = job, say, workspace
+        self.target = TARGETS[job.target]
+        self.source = self._open()
+        self.float = Segmenter(self.source.folder, self.target.engine, job.threads)
+        floats = read_float(self.source)
+        judged = select(job.data, job.splits, limit=job.limit)
+        self.samples = choose(job.data, judged, job.samples)
+        self.feeds = Feeds(self.float, self.samples)
+        self.feeds.check()
+        say(f"calibrating with {self._said_of_samples()}")
+        quantised = {
+            name: quantise(name, model, self.feeds, self.target.tensorrt)
+            for name, model in floats.items()
+        }
+        self.candidates = Candidates(self.source, job.target, floats, quantised)
+        self.head = head_layers(floats["pair"], self.candidates.layers)
+        self.damage: Damage = {}
+        self.before = self._evaluate(self.float)
+
+    def _open(self) -> Bundle:
+        if self.job.bundle is not None:
+            return Bundle.open(self.job.bundle)
+        assert self.job.checkpoint is not None
+        folder = self.workspace / "float"
+        export.build(export.Job(self.job.checkpoint, folder, "onnx", "float16"), self.say)
+        return Bundle.open(folder)
+
+    def write(self, folder: Path) -> Bundle:
+        """Write the bundle that keeps the budget into a folder.
+
+        Raises:
+            QuantizeError: there is none, or it is not faster, and nothing is forced.
+        """
+        if self.job.chart is not None:
+            self._sweep()
+            self.head = [layer for layer in self.head if not self._harmless(layer)]
+            draw_chart(self.job.chart, self.damage, self.head)
+            self.say(f"sensitivity of {len(self.damage)} layers: {self.job.chart}")
+        tried: dict[int, list[Part]] = {}
+
+        def lost(given_back: int) -> float:
+            kept = self.kept(given_back)
+            bundle = self.candidates.write(kept, folder)
+            tried[given_back] = self._evaluate(self._segmenter(bundle))
+            points = loss(self.before, tried[given_back])
+            total = len(self.candidates.layers)
+            self.say(f"{len(kept)} of {total} layers in INT8: {points:.2f} points of mIoU lost")
+            return points
+
+        reasons = []
+        try:
+            given_back = fewest(len(self.kept(0)), lost, self.job.budget)
+        except QuantizeError as error:
+            if not self.job.force:
+                raise
+            reasons.append(str(error))
+            given_back = 0
+        kept = self.kept(given_back)
+        return self._finish(self.candidates.write(kept, folder), tried[given_back], kept, reasons)
+
+    def kept(self, given_back: int) -> list[Layer]:
+        """The layers in INT8 when so many of the most sensitive are given back to float."""
+        if given_back and not self.damage:
+            self._sweep()
+        usual = [
+            layer
+            for layer in self.candidates.layers
+            if layer.graph in self.job.graphs and layer not in self.head
+        ]
+        ordered = sorted(usual, key=lambda layer: -self.damage.get(layer, 0.0))
+        return [layer for layer in usual if layer in ordered[given_back:]]
+
+    def _harmless(self, layer: Layer) -> bool:
+        """Whether a sweep found that it does no more than half of the layers do."""
+        return self.damage[layer] <= sorted(self.damage.values())[len(self.damage) // 2]
+
+    def _sweep(self) -> None:
+        self.damage = sweep(self.candidates, self.feeds.first(SWEPT_WITH), self.job.threads)
+
+    def _segmenter(self, bundle: Bundle) -> Segmenter:
+        """What judges a candidate; for TensorRT, one that does not overflow."""
+        if not self.target.tensorrt:
+            return Segmenter(bundle.folder, self.target.engine, self.job.threads)
+        photos = [sample.photo.read() for sample in spread(self.samples, PROBED_WITH)]
+        for name, (tensor, peak) in largest_halves(bundle, photos).items():
+            check_peak(f"{name}: {tensor}", peak)
+        return open_written(bundle, self.job.threads)
+
+    def _evaluate(self, segmenter: Segmenter) -> list[Part]:
+        return evaluate(segmenter, self.job.data, self.job.splits, limit=self.job.limit)
+
+    def _finish(
+        self, bundle: Bundle, parts: Sequence[Part], kept: Sequence[Layer], reasons: list[str]
+    ) -> Bundle:
+        """Time the bundle, refuse one that is not worth it, and let it carry its report."""
+        timing = self._time(bundle)
+        account = Account(
+            before=Figures(self.source.size, timing.before, self.before),
+            after=Figures(bundle.size, timing.after, parts),
+            lost=loss(self.before, parts),
+            budget=self.job.budget,
+            kept=kept,
+            given_back=[layer for layer in self.candidates.layers if layer not in kept],
+            always_float=self.target.always_float,
+            damage=self.damage,
+        )
+        for line in account.lines():
+            self.say(line)
+        reasons = [*reasons, *account.slower(timing.engine)]
+        if reasons and not self.job.force:
+            raise QuantizeError(
+                f"{'; '.join(reasons)}. Nothing was written; --force writes the bundle all the "
+                "same, and lets it say so"
+            )
+        report = account.as_dict(reasons)
+        about = {"calibration": self._calibration(), "made_with": self._made_with()}
+        return describe(bundle, {"quantization": report | about})
+
+    def _time(self, bundle: Bundle) -> Timing:
+        """Race a bundle against the float one; for TensorRT against the same model in half."""
+        if not self.target.tensorrt:
+            both = self.float, self._segmenter(bundle)
+            return Timing(self.target.engine, *race(both, self.feeds))
+        if not tensorrt_there():
+            rehearse(bundle, self.say)
+            return Timing(TENSORRT, {}, {})
+        half = self.candidates.write((), self.workspace / "half")
+        both = Segmenter(half.folder, TENSORRT), Segmenter(bundle.folder, TENSORRT)
+        return Timing(TENSORRT, *race(both, self.feeds))
+
+    def _said_of_samples(self) -> str:
+        photos = len({str(sample.photo.path) for sample in self.samples})
+        return f"{len(self.samples)} pairs of {photos} photos of the training split"
+
+    def _calibration(self) -> dict[str, Any]:
+        return {
+            "data": self.job.data_name,
+            "samples": self._said_of_samples(),
+            "photos": sorted({sample.photo.path.name for sample in self.samples}),
+        }
+
+    def _made_with(self) -> dict[str, Any]:
+        info = self.float.info
+        return {
+            "nncf": importlib.metadata.version("nncf"),
+            "engine": f"{info.engine} {info.engine_version}",
+            "threads": info.threads,
+            "machine": describe_machine(),
+            "date": today(),
+        }
