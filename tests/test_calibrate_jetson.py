@@ -22,7 +22,6 @@ from onnx.reference import ReferenceEvaluator
 import quantize.job
 from cris_edge import Segmenter
 from cris_edge.bundle import Bundle, GraphSpec, TensorSpec
-from cris_edge.segmenter import SHIPPED
 from export.errors import ExportError
 from export.tensorrt import SINGLE, VERSIONS, rehearse
 from quantize.errors import QuantizeError
@@ -31,9 +30,8 @@ from quantize.jetson import MIN_SCALE, OPSET, fit_scales
 from quantize.job import Job, calibrate
 from quantize.report import main as report_main
 from quantize.written import WrittenGraph, open_judged, open_written
-from tests.scenes import PHRASES, photo, small_tokenizer
-from tests.test_jetson import TARGETS, Refused, build_engine, kinds, make_model, on_x86
-from training import checkpoint
+from tests.scenes import PHRASES, photo
+from tests.test_jetson import TARGETS, Refused, build_engine, kinds, on_x86
 from training.selection import SceneData
 
 GRAPHS = ("photo", "phrase", "pair")
@@ -261,23 +259,6 @@ def test_a_graph_that_the_builder_refuses(bundle: Bundle, tmp_path: Path) -> Non
         rehearse(broken, lambda line: None)
 
 
-@on_x86
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["cris_edge_s", "cris_r50"])
-def test_nvidias_builder_takes_larger_models(tmp_path: Path, name: str) -> None:
-    tokenizer = small_tokenizer()
-    path = tmp_path / "model.safetensors"
-    checkpoint.save(path, make_model(name, tokenizer), tokenizer, {})
-    said: list[str] = []
-    given = job(tmp_path / "int8", checkpoint=path, samples=2, limit=1, threads=None, force=True)
-    made = calibrate(given, said.append)
-    assert any("parser and builder of TensorRT" in line for line in said)
-    for graph in GRAPHS:
-        check_for_10_3(made.path(f"{graph}.onnx"))
-        for capability in TARGETS:
-            assert build_engine(made.path(f"{graph}.onnx"), capability) > 1e5
-
-
 # --- what it is worth ---
 
 
@@ -306,16 +287,6 @@ def test_masks_are_nearly_those_of_float(bundle: Bundle, sensitive_bundle: Path)
     report = bundle.about["quantization"]
     assert report["mask_agreement"] > 0.8
     assert report["within_budget"]
-
-
-@pytest.mark.slow
-def test_a_trained_model_keeps_its_masks(tmp_path: Path) -> None:
-    said: list[str] = []
-    given = job(tmp_path / "int8", bundle=SHIPPED, samples=24, budget=5.0, threads=None)
-    report = calibrate(given, said.append).about["quantization"]
-    assert report["mask_agreement"] > 0.97
-    assert report["lost"] < 5
-    assert report["layers"]["int8"] > 100
 
 
 def test_graphs_are_judged_as_they_are_written(tmp_path: Path) -> None:

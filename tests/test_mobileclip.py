@@ -10,7 +10,6 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from safetensors.torch import save_file
 from timm.models.fastvit import MobileOneBlock, ReparamLargeKernelConv, RepMixer
 from torch import Tensor, nn
 
@@ -19,7 +18,7 @@ from tests.export_models import seasoned
 from training.errors import CheckpointError
 from training.model import CRIS
 from training.model.config import STUDENT_M
-from training.model.pretrained import copy_photo_side, load_clip
+from training.model.pretrained import copy_photo_side
 
 NAME = "MobileCLIP2-S0"
 # Neither photo side nor text side of open_clip's model depends on this one's text.
@@ -143,28 +142,6 @@ class Opens:
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
         return open, (str(self.marker), "w")
-
-
-@pytest.mark.slow
-def test_a_file_of_the_whole_model_is_read(tmp_path: Path, model: CRIS) -> None:
-    weights = mobileclip().state_dict()
-    save_file(weights, tmp_path / "open_clip_model.safetensors")
-    torch.save({"state_dict": weights}, tmp_path / "open_clip_model.pt")
-    last = model.image_encoder.trunk.get_parameter("stages_3.blocks.1.token_mixer.qkv.weight")
-    wanted = weights["visual.trunk.stages.3.blocks.1.token_mixer.qkv.weight"]
-    for suffix in ("safetensors", "pt"):
-        last.data.zero_()
-        load_clip(model, str(tmp_path / f"open_clip_model.{suffix}"))
-        assert torch.equal(last, wanted)
-    lacking(weights)
-    save_file(weights, tmp_path / "damaged.safetensors")
-    with pytest.raises(CheckpointError, match=r"(?s)cannot load MobileCLIP2-S0.*mlp\.fc1\.bias"):
-        load_clip(model, str(tmp_path / "damaged.safetensors"))
-    marker = tmp_path / "was_run"
-    torch.save(Opens(marker), tmp_path / "trap.pt")
-    with pytest.raises(CheckpointError, match=r"it asks for .*open, which was not run"):
-        load_clip(model, str(tmp_path / "trap.pt"))
-    assert not marker.exists()
 
 
 # --- branches ---
