@@ -49,6 +49,8 @@ SIZES = ("small", "cris_edge_xs", "cris_edge_s")
 TARGETS = (None, "SM86")
 """Compute capabilities: the builder's default, and Ampere, which Orin's SM87 is a kind of; the
 builder knows no SM87."""
+KNOWN = {"Erf"}
+"""trtcheck has no evidence of it; onnx-tensorrt lists it, also in float16, from TensorRT 8.4 on."""
 on_x86 = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64") or sys.platform == "darwin",
     reason="NVIDIA's parser and builder without a GPU come as wheels for x86-64 alone",
@@ -177,7 +179,8 @@ def check_for_10_3(path: Path) -> None:
         assert issue.rule_id == "TRT-DTYPE-UINT8-INPUT", issue
         readers = {node.op_type for node in model.graph.node if issue.node_name in node.input}
         assert readers == {"Cast"}
-    assert not [issue for issue in report.issues if issue.verify_required]
+    unproved = {issue.operator for issue in report.issues if issue.verify_required}
+    assert unproved <= KNOWN
     assert report.opset_version == OPSET <= 20
 
 
@@ -201,8 +204,8 @@ def test_no_node_fails_in_tensorrt_10_3(bundles: dict[str, Bundle], name: str, g
 
 @on_x86
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["cris_r50", "cris_r101"])
-def test_nvidias_builder_takes_the_full_model(
+@pytest.mark.parametrize("name", ["cris_edge_m", "cris_r50", "cris_r101"])
+def test_nvidias_builder_takes_the_large_models(
     tmp_path: Path, tokenizer: Tokenizer, name: str
 ) -> None:
     model = round_to_half(fold_batch_norms(make_model(name, tokenizer)))

@@ -10,6 +10,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+from safetensors.torch import save_file
 from timm.models.fastvit import MobileOneBlock, ReparamLargeKernelConv, RepMixer
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ from tests.export_models import seasoned
 from training.errors import CheckpointError
 from training.model import CRIS
 from training.model.config import STUDENT_M
-from training.model.pretrained import copy_photo_side
+from training.model.pretrained import copy_photo_side, load_clip
 
 NAME = "MobileCLIP2-S0"
 # Neither photo side nor text side of open_clip's model depends on this one's text.
@@ -142,6 +143,43 @@ class Opens:
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
         return open, (str(self.marker), "w")
+
+
+@pytest.mark.slow
+def test_a_file_of_the_whole_model_is_read(tmp_path: Path, model: CRIS) -> None:
+    weights = mobileclip().state_dict()
+    save_file(weights, tmp_path / "open_clip_model.safetensors")
+    torch.save({"state_dict": weights}, tmp_path / "open_clip_model.pt")
+    last = model.image_encoder.trunk.get_parameter("stages_3.blocks.1.token_mixer.qkv.weight")
+    wanted = weights["visual.trunk.stages.3.blocks.1.token_mixer.qkv.weight"]
+    for suffix in ("safetensors", "pt"):
+        last.data.zero_()
+        load_clip(model, str(tmp_path / f"open_clip_model.{suffix}"))
+        assert torch.equal(last, wanted)
+    lacking(weights)
+    save_file(weights, tmp_path / "damaged.safetensors")
+    with pytest.raises(CheckpointError, match=r"(?s)cannot load MobileCLIP2-S0.*mlp\.fc1\.bias"):
+        load_clip(model, str(tmp_path / "damaged.safetensors"))
+    marker = tmp_path / "was_run"
+    torch.save(Opens(marker), tmp_path / "trap.pt")
+    with pytest.raises(CheckpointError, match=r"it asks for .*open, which was not run"):
+        load_clip(model, str(tmp_path / "trap.pt"))
+    assert not marker.exists()
+
+
+# --- gradients ---
+
+
+def test_the_first_convolutions_gradient_is_that_of_another_layout(model: CRIS) -> None:
+    """Channels last, as photos come; torch's CPU kernel for a strided 1x1 fails at that."""
+    scale = model.image_encoder.trunk.get_submodule("stem_0.conv_scale.conv")
+    image = torch.rand(2, 64, 64, 3).permute(0, 3, 1, 2)
+    given = torch.randn(2, 64, 32, 32).to(memory_format=torch.channels_last)
+    scale(image).backward(given)
+    weights = scale.weight.detach().clone().requires_grad_()
+    plain = image.contiguous()[:, :, ::2, ::2]
+    torch.einsum("bchw,oc->bohw", plain, weights[:, :, 0, 0]).backward(given)
+    assert torch.allclose(scale.weight.grad, weights.grad, atol=1e-3)
 
 
 # --- branches ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, cast
 
 import timm
@@ -102,6 +103,7 @@ class TimmImageEncoder(nn.Module):
     def __init__(self, config: CRISConfig):
         super().__init__()
         network = timm.create_model(config.image_encoder, features_only=True)
+        skip_pixels_first(network)
         strides = network.feature_info.reduction()
         if not set(STRIDES) <= set(strides):
             raise ValueError(
@@ -123,6 +125,24 @@ class TimmImageEncoder(nn.Module):
         features = self.trunk(image)
         c3, c4, c5 = (features[place] for place in self.places)
         return c3, c4, c5
+
+
+def skip_pixels_first(network: nn.Module) -> None:
+    """Let strided 1x1 convolutions of the photo skip pixels, then convolve without stride.
+
+    The same sums. But the gradient of their weights, on CPUs in float32 and channels last, is wrong
+    with a stride, and writes where it must not: oneDNN's buffer is made for eight channels or more.
+    """
+    for layer in network.modules():
+        if not isinstance(layer, nn.Conv2d) or layer.in_channels != 3:
+            continue
+        if layer.kernel_size == (1, 1) and layer.stride != (1, 1):
+            layer.register_forward_pre_hook(partial(_every, layer.stride))
+            layer.stride = (1, 1)
+
+
+def _every(stride: tuple[int, ...], layer: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+    return inputs[0][:, :, :: stride[0], :: stride[1]]
 
 
 class FirstStages(nn.Module):
