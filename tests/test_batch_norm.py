@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from tests.training_run import SERVER
@@ -91,6 +92,8 @@ def compare_all(rank: int) -> None:
     compare_norms(rank, nn.BatchNorm2d(4), (2, 4, 1, 2), float32, True)
     compare_norms(rank, nn.BatchNorm2d(4), images, float32, False)
     compare_norms(rank, nn.BatchNorm2d(4), images, bfloat16, True)
+    activated = BatchNormAct2d(4, act_layer=nn.ReLU6)
+    compare_norms(rank, activated, images, float32, True)
     compare_norms(rank, nn.BatchNorm1d(4), vectors, float32, True)
     compare_norms(rank, nn.BatchNorm1d(4), (2, 4), float32, True)
 

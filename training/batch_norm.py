@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 import torch
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -59,8 +60,14 @@ def synchronise(module: nn.Module, device: torch.device) -> None:
 
 
 def _synchronous(norm: _BatchNorm, device: torch.device) -> nn.Module:
+    copy: nn.Module
     if device.type == "cuda":
-        return cast("nn.Module", nn.SyncBatchNorm.convert_sync_batchnorm(norm))
-    copy = CPUSyncBatchNorm(norm.num_features, norm.eps, norm.momentum)
-    copy.load_state_dict(norm.state_dict())
-    return copy.train(norm.training)
+        copy = nn.SyncBatchNorm.convert_sync_batchnorm(norm)
+    else:
+        copy = CPUSyncBatchNorm(norm.num_features, norm.eps, norm.momentum)
+        copy.load_state_dict(norm.state_dict())
+        copy.train(norm.training)
+    if isinstance(norm, BatchNormAct2d):
+        # timm's own have their activation inside.
+        copy.register_forward_hook(lambda _, __, normed: norm.act(norm.drop(normed)))
+    return copy

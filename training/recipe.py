@@ -36,7 +36,8 @@ class Recipe:
     sizes: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Sizes that differ from the named model's."""
     pretrained: str | None = "openai"
-    """`openai` or a file of CLIP's weights for full CRIS; `imagenet` for students; null: random."""
+    """`openai` or a file of CLIP's weights for full CRIS; `imagenet` for `cris_edge_xs` and
+    `cris_edge_s`; a file of MobileCLIP2-S0's for `cris_edge_m`; null: random."""
     start_from: str | None = None
     """A checkpoint (.safetensors) to fine-tune, in place of `pretrained`: its weights, and its
     tokenizer. Sizes must be its own, but for the input's."""
