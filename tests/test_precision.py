@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino
 import pytest
 
 from cris_edge import EngineError, Segmenter
 from cris_edge.cli import main
 from cris_edge.engines import answers, installed, open_engine
+from cris_edge.engines.openvino import shared_core
 from tests.scenes import PHRASES, photo
 from tests.test_segmenter import ENGINES
 from tests.test_shipped import PHOTOS, SEEN
 
-CAPABLE = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+CAPABLE = "BF16" in shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 without_bfloat16 = pytest.mark.skipif(CAPABLE, reason="this CPU has bfloat16")
 with_bfloat16 = pytest.mark.skipif(not CAPABLE, reason="this CPU has no bfloat16")
 
@@ -30,7 +30,7 @@ class Recorder:
     """OpenVINO's core on a CPU of other capabilities, which keeps what models are compiled with."""
 
     def __init__(self, *capabilities: str):
-        self._core, self.capabilities = openvino.Core(), ["FP32", *capabilities]
+        self._core, self.capabilities = shared_core(), ["FP32", *capabilities]
         self.options: list[dict[str, Any]] = []
 
     def read_model(self, path: str) -> Any:
@@ -48,7 +48,7 @@ class Recorder:
 
 def record(monkeypatch: pytest.MonkeyPatch, *capabilities: str) -> Recorder:
     core = Recorder(*capabilities)
-    monkeypatch.setattr(openvino, "Core", lambda: core)
+    monkeypatch.setattr("cris_edge.engines.openvino.shared_core", lambda: core)
     return core
 
 

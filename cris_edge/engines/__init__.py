@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+import os
 from pathlib import PurePath
 
 from cris_edge.bundle import Bundle
@@ -12,6 +13,10 @@ from cris_edge.engines.base import OFFERED, Engine
 from cris_edge.errors import EngineError
 
 logger = logging.getLogger(__name__)
+
+# ONNX Runtime 1.29 and later report sessions to Microsoft, and keep an identifier in the user's cache,
+# unless they are told not to before they are imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # Best first: what `auto` tries.
 ENGINES = {"tensorrt": "TensorRt", "openvino": "OpenVino", "onnxruntime": "OnnxRuntime"}

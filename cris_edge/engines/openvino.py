@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -107,6 +108,17 @@ def _filled(array: NDArray[np.generic], batch: int) -> NDArray[np.generic]:
     return np.concatenate([array, np.repeat(array[-1:], batch - len(array), axis=0)])
 
 
+@functools.cache
+def shared_core() -> Any:
+    """The one core of this process, which is never given up.
+
+    The CPU device gives the thread that loads it a stack for signals, and takes that memory back
+    when it goes: in another thread, or with a later device's on top, without a word to the first.
+    The next signal that Python handles, Ctrl-C or the end of a child, then ends the process.
+    """
+    return openvino.Core()
+
+
 class OpenVino:
     """OpenVINO's CPU device."""
 
@@ -115,7 +127,7 @@ class OpenVino:
     suffixes = (".xml", ".onnx")
 
     def __init__(self) -> None:
-        self._core = openvino.Core()
+        self._core = shared_core()
 
     def refuses(self, precision: str) -> str | None:
         """Bfloat16, where the CPU has no instructions for it.
