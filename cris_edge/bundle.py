@@ -25,7 +25,7 @@ from cris_edge.letterbox import Letterbox
 FORMAT, VERSION = "cris-edge-bundle", 2
 SPECIFICATION = "bundle.json"
 GRAPHS = ("photo", "phrase", "pair")
-PRECISIONS = ("float32", "float16", "fp16", "int8")
+PRECISIONS = ("float32", "float16", "weights8", "fp16", "int8")
 PHRASES = "phrases"
 """The axis that is as long as there are phrases."""
 MAX_PHRASES = 8
@@ -73,8 +73,9 @@ class Bundle:
     word_len: int
     threshold: float
     precision: str
-    """`float32`; `float16`: weights stored in half precision, computed in single; `fp16`: computed
-    in half; `int8`: layers quantised after training, `about` tells which stay in float."""
+    """`float32`; `float16`: weights stored in half precision, `weights8`: in 8 bits, both computed in
+    single; `fp16`: computed in half; `int8`: layers quantised after training, `about` tells which
+    stay in float."""
     graphs: Mapping[str, GraphSpec]
     """`photo`, `phrase` and `pair`."""
     about: Mapping[str, Any]

@@ -27,7 +27,13 @@ from export.onnx import OPSET, export_onnx
 from export.openvino import export_openvino
 from export.tensorrt import VERSIONS, export_jetson, prove
 from export.verify import PHRASES, Agreement, bounds, find_photos, in_words, table, verify
-from export.weights import check_finite, count_batch_norms, fold_batch_norms, round_to_half
+from export.weights import (
+    check_finite,
+    count_batch_norms,
+    fold_batch_norms,
+    round_to_eight,
+    round_to_half,
+)
 from export.whole import write_whole
 from training import checkpoint
 from training.checkpoint import Checkpoint
@@ -58,7 +64,12 @@ class Target:
 
 
 TARGETS = {
-    "onnx": Target(".onnx", export_onnx, facts={"opset": OPSET}),
+    "onnx": Target(
+        ".onnx",
+        export_onnx,
+        precisions=("float32", "float16", "weights8"),
+        facts={"opset": OPSET},
+    ),
     "openvino": Target(".xml", export_openvino),
     "jetson": Target(
         ".onnx",
@@ -71,6 +82,8 @@ TARGETS = {
 PREPARED = {
     "float32": "weights stay in float32",
     "float16": "weights rounded to float16; they are computed with in float32",
+    "weights8": "weights rounded to 8 bits with a scale for each output channel; they are computed "
+    "with in float32",
     "fp16": "weights rounded to float16; computed in float16, norms and softmax in float32",
 }
 
@@ -188,7 +201,9 @@ def _prepare(model: CRIS, precision: str, say: Callable[[str], None]) -> CRIS:
     before, after = count_batch_norms(model), count_batch_norms(folded)
     say(f"{model.config.name}: {before - after} of {before} batch norms folded")
     say(PREPARED[precision])
-    return folded if precision == "float32" else round_to_half(folded)
+    if precision == "float32":
+        return folded
+    return round_to_eight(folded) if precision == "weights8" else round_to_half(folded)
 
 
 def _write(
@@ -346,8 +361,8 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--precision",
         choices=tuple(PREPARED),
-        help="float16 stores the weights in half the space and still computes in float32; fp16, "
-        "for jetson and its default, computes in float16 (default elsewhere: float32)",
+        help="float16 stores the weights in half the space, weights8 (onnx alone) in a quarter, and "
+        "both compute in float32; fp16, for jetson and its default, computes in float16 (default elsewhere: float32)",
     )
     add("--out", type=Path, required=True, help="the bundle's folder; an older bundle is replaced")
     add("--zip", action="store_true", help="also write the bundle as one file, OUT.zip")

@@ -1,4 +1,4 @@
-"""A graph as ONNX: static shapes, constants as constants, weights in float32 or stored as half."""
+"""A graph as ONNX: static shapes, constants as constants, weights in float32 or stored in fewer bits."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnxscript import optimizer
 
 from cris_edge.bundle import MAX_PHRASES, PHRASES
 from export.errors import ExportError
 from export.graphs import Source
-from export.weights import MIN_HALF
+from export.weights import LEVELS, MIN_ROUNDED
 
 OPSET = 18
 """17 brought LayerNormalization, which engines keep in float32; 18 is torch's own dialect."""
@@ -33,7 +34,8 @@ def export_onnx(source: Source, path: Path, precision: str) -> None:
     Args:
         source: the module with example inputs, which fix every shape.
         path: the file to write.
-        precision: `float32`, or `float16` to store large weights in half and cast them back.
+        precision: `float32`; `float16` to store large weights in half and cast them back;
+            `weights8` to store them in bytes with scales.
 
     Raises:
         ExportError: torch cannot export the module, or the graph is not as it must be.
@@ -42,6 +44,8 @@ def export_onnx(source: Source, path: Path, precision: str) -> None:
     check_nodes(model, path.name)
     if precision == "float16":
         store_weights_as_half(model)
+    if precision == "weights8":
+        store_weights_as_bytes(model)
     strip(model)
     try:
         onnx.checker.check_model(model, full_check=True)
@@ -127,23 +131,92 @@ def store_weights_as_half(model: onnx.ModelProto) -> None:
     Tensors with a value that half precision does not hold exactly stay as they are, so the graph
     computes what it computed before, to the last bit.
     """
+    _store(model, _as_half)
+
+
+def store_weights_as_bytes(model: onnx.ModelProto) -> None:
+    """Store large float32 weights as int8 and scales, whose product engines fold when loading.
+
+    Tensors that are no such products, with the scales along one axis, stay as they are, so the
+    graph computes what it computed before, to the last bit.
+    """
+    _store(model, _as_bytes)
+
+
+Stored = tuple[list[onnx.TensorProto], list[onnx.NodeProto]]
+
+
+def _store(model: onnx.ModelProto, convert: Callable[[str, Any], Stored | None]) -> None:
+    """Replace what can be converted by what it is made of."""
     graph = model.graph
-    casts = []
+    kept, made = [], []
     for tensor in graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < MIN_HALF:
-            continue
-        values, name = numpy_helper.to_array(tensor), tensor.name
-        with np.errstate(over="ignore"):
-            half = values.astype(np.float16)
-        if not np.array_equal(half.astype(np.float32), values):
-            continue
-        tensor.CopyFrom(numpy_helper.from_array(half, f"{name}_half"))
-        casts.append(
-            helper.make_node("Cast", [f"{name}_half"], [name], f"{name}_cast", to=TensorProto.FLOAT)
-        )
-    nodes = [*casts, *graph.node]
-    del graph.node[:]
-    graph.node.extend(nodes)
+        stored = None
+        if tensor.data_type == TensorProto.FLOAT and np.prod(tensor.dims) >= MIN_ROUNDED:
+            stored = convert(tensor.name, numpy_helper.to_array(tensor))
+        tensors, nodes = stored or ([tensor], [])
+        kept += tensors
+        made += nodes
+    nodes = [*made, *graph.node]
+    for field, values in ((graph.initializer, kept), (graph.node, nodes)):
+        copies = [type(value).FromString(value.SerializeToString()) for value in values]
+        del field[:]
+        field.extend(copies)
+
+
+def _cast(source: str, result: str) -> onnx.NodeProto:
+    return helper.make_node("Cast", [source], [result], f"{result}_cast", to=TensorProto.FLOAT)
+
+
+def _as_half(name: str, values: NDArray[np.float32]) -> Stored | None:
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16)
+    if not np.array_equal(half.astype(np.float32), values):
+        return None
+    return [numpy_helper.from_array(half, f"{name}_half")], [_cast(f"{name}_half", name)]
+
+
+def _as_bytes(name: str, values: NDArray[np.float32]) -> Stored | None:
+    for axis in range(values.ndim):
+        scales = common_scales(values, axis)
+        levels = values / scales
+        if np.abs(levels).max() <= LEVELS and np.array_equal(np.rint(levels) * scales, values):
+            break
+    else:
+        return None
+    tensors = {"levels": np.rint(levels).astype(np.int8), "scales": scales}
+    return (
+        [numpy_helper.from_array(array, f"{name}_{part}") for part, array in tensors.items()],
+        [
+            _cast(f"{name}_levels", f"{name}_whole"),
+            helper.make_node("Mul", [f"{name}_whole", f"{name}_scales"], [name], f"{name}_mul"),
+        ],
+    )
+
+
+def common_scales(values: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+    """The greatest number along an axis of which all values there are whole multiples.
+
+    Slices of rounded weights have it still, though they may have lost the largest value.
+
+    Args:
+        values: float32, finite.
+        axis: that has a scale for each index.
+
+    Returns:
+        Scales that multiply with `values`, 1 where there are zeros alone; along an axis without
+        such, very small ones.
+    """
+    fractions, exponents = np.frexp(values)
+    rest = tuple(other for other in range(values.ndim) if other != axis)
+    # Whole numbers of 24 bits, all shifted to the least exponent of their index; what is further
+    # from it than 62 bits allow has no common scale of 8 bits below it anyway.
+    least = np.where(values == 0, np.iinfo(np.int32).max, exponents).min(axis=rest, keepdims=True)
+    shifts = np.clip(exponents - least, 0, 62 - 24)
+    whole = np.ldexp(fractions.astype(np.float64), 24 + shifts).astype(np.int64)
+    common = np.gcd.reduce(np.abs(whole), axis=rest, keepdims=True) if rest else np.abs(whole)
+    scales = np.ldexp(common.astype(np.float64), np.where(common > 0, least, 0) - 24)
+    return np.where(common > 0, scales, 1).astype(np.float32)
 
 
 def strip(model: onnx.ModelProto) -> None:

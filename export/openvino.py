@@ -11,7 +11,7 @@ from openvino import opset13 as opset
 from export.errors import ExportError
 from export.graphs import Source
 from export.onnx import export_onnx
-from export.weights import MIN_HALF
+from export.weights import MIN_ROUNDED
 
 
 def export_openvino(source: Source, path: Path, precision: str) -> None:
@@ -72,7 +72,7 @@ def store_weights_as_half(model: openvino.Model) -> None:
         values = operation.data
         with np.errstate(over="ignore"):
             half = values.astype(np.float16)
-        if values.size < MIN_HALF or not np.array_equal(half.astype(np.float32), values):
+        if values.size < MIN_ROUNDED or not np.array_equal(half.astype(np.float32), values):
             continue
         restored = opset.convert(opset.constant(half), "f32")
         for reader in operation.output(0).get_target_inputs():

@@ -29,6 +29,8 @@ MIN_MASKS = 0.999
 Of every pair's pixels for float32. For float16, whose rounded weights are another model by a hair,
 of all pairs' pixels: a pale mask of one photo may move by more.
 """
+MIN_MASKS_OF_BYTES = 0.995
+"""The same of weights rounded to 8 bits, 16 times as coarse: what that costs, mIoU must tell."""
 PHRASES = (
     "white cat",
     "the person on the left",
@@ -74,7 +76,8 @@ def bounds(precision: str) -> dict[str, float]:
     Half precision throughout moves logits by more, most where they are far from 0: there masks
     alone count.
     """
-    return {"masks": MIN_MASKS} | ({} if precision == "fp16" else {"logits": MAX_LOGITS})
+    masks = MIN_MASKS_OF_BYTES if precision == "weights8" else MIN_MASKS
+    return {"masks": masks} | ({} if precision == "fp16" else {"logits": MAX_LOGITS})
 
 
 def in_words(precision: str) -> str:

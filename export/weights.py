@@ -1,4 +1,4 @@
-"""What is done to a model's weights before export: checked, folded, rounded to half precision."""
+"""What is done to a model's weights before export: checked, folded, rounded to 16 or 8 bits."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from export.errors import ExportError
 from training.model import CRIS
 from training.model.neck import Neck
 
-MIN_HALF = 1024
-"""Values of a tensor from which on storing it in half precision is worth it."""
+MIN_ROUNDED = 1024
+"""Values of a tensor from which on storing it in fewer bits is worth it."""
+LEVELS = 127
+"""Of 8 bits, the same to both sides of 0."""
 
 
 def check_finite(model: CRIS) -> None:
@@ -126,7 +128,7 @@ def round_to_half(model: CRIS) -> CRIS:
     rounded = copy.deepcopy(model)
     with torch.no_grad():
         for name, weight in rounded.named_parameters():
-            if weight.numel() >= MIN_HALF:
+            if weight.numel() >= MIN_ROUNDED:
                 weight.copy_(_rounded(name, weight))
     return rounded
 
@@ -139,3 +141,32 @@ def _rounded(name: str, weight: Tensor) -> Tensor:
             f"{weight.abs().max():.3g}; export with --precision float32"
         )
     return half
+
+
+def round_to_eight(model: CRIS) -> CRIS:
+    """A copy whose large weights are whole multiples, up to 127, of a scale for each output channel.
+
+    The scales have 16 significant bits, so that products of 8 and 16 bits are exact in float32, and
+    whoever stores the weights finds the scales again (`export.onnx.store_weights_as_bytes`). What
+    is no matrix or kernel, and what is small, stays.
+    """
+    rounded = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, weight in rounded.named_parameters():
+            if weight.numel() >= MIN_ROUNDED and weight.ndim > 1:
+                # CLIP's projection alone is multiplied as (in, out). OpenVINO takes scales of
+                # inputs for those of outputs.
+                outputs = 1 if name.endswith("text_projection") else 0
+                scale = _scales(weight, outputs)
+                weight.copy_((weight / scale).round().clamp(-LEVELS, LEVELS) * scale)
+    return rounded
+
+
+def _scales(weight: Tensor, axis: int) -> Tensor:
+    """A scale for each index of an axis, to be multiplied with the weight's levels."""
+    rest = tuple(other for other in range(weight.ndim) if other != axis)
+    largest = weight.abs().amax(dim=rest, keepdim=True)
+    fraction, exponent = torch.frexp(largest / LEVELS)
+    scale = torch.ldexp((fraction * 2**16).round() / 2**16, exponent)
+    # A channel of zeros is zeros by any scale.
+    return torch.where(largest > 0, scale, 1.0)

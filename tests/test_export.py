@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+from collections import Counter
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -69,6 +71,7 @@ WAYS = [
     ("clip_resnet", "onnx", "float32"),
     ("clip_resnet", "openvino", "float16"),
     *itertools.product(["student"], ["onnx", "openvino"], ["float32", "float16"]),
+    ("student", "onnx", "weights8"),
 ]
 """Every target and precision, and each of them with both kinds of model."""
 
@@ -93,7 +96,7 @@ def test_every_engine_gives_the_masks_of_the_checkpoint(
         segmenter = Segmenter(folder, engine=engine, threads=1)
         assert segmenter.info.precision == precision
         for result, expected in zip(segmenter.predict(PHOTOS[0], phrases), wanted, strict=True):
-            tolerance = 1e-4 if precision == "float32" else 1e-2
+            tolerance = {"float32": 1e-4, "float16": 1e-2, "weights8": 0.1}[precision]
             np.testing.assert_allclose(result.probability, expected.probability, atol=tolerance)
             assert (result.mask == expected.mask).mean() >= (
                 0.999 if precision == "float32" else 0.99
@@ -113,6 +116,24 @@ def test_half_precision_saves_almost_half_of_the_graphs(built: Built, target: st
         return sum(path.stat().st_size for path in folder.iterdir() if path.suffix in suffixes)
 
     assert weights("float16") < 0.65 * weights("float32")
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_large_weights_are_stored_as_bytes(built: Built, parts: str) -> None:
+    def floats(precision: str) -> dict[str, int]:
+        """Values of large weights by the type that they are stored in."""
+        found: Counter[str] = Counter()
+        for name in ("photo", "phrase", "pair"):
+            graph = onnx.load(built(parts, "onnx", precision) / f"{name}.onnx").graph
+            for tensor in graph.initializer:
+                if (size := math.prod(tensor.dims)) >= 1024:
+                    found[onnx.TensorProto.DataType.Name(tensor.data_type)] += size
+        return found
+
+    whole, stored = floats("float32"), floats("weights8")
+    # What export folds into other constants, and codes of places, are no products any more.
+    assert stored["INT8"] > 0.8 * whole["FLOAT"]
+    assert stored["INT8"] + stored["FLOAT"] == whole["FLOAT"]
 
 
 # --- what a bundle carries ---

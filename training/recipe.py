@@ -62,6 +62,8 @@ class Recipe:
     boxes are seen once."""
     absent: float = 0.0
     """`photos`: chance that one phrase of a photo fits nothing in it."""
+    pasted: float = 0.0
+    """`photos`: share of the fully labelled photos onto which cut-outs of others are pasted."""
     scenes: int = 4000
     """`scenes`: number of them in an epoch."""
     overfit: int = 0
@@ -129,7 +131,7 @@ COUNTS = (
     "epochs", "photos", "phrases", "accumulate", "scenes", "validate_every", "keep", "log_every",
 )  # fmt: skip
 """Of which there must be one at least; no number of a recipe is negative."""
-SHARES = ("absent", "mirror", "ema")
+SHARES = ("absent", "pasted", "mirror", "ema")
 """At most 1."""
 CHOICES = {
     "kind": ("references", "photos", "scenes"),

@@ -14,8 +14,8 @@ from cris_edge.errors import EngineError
 
 logger = logging.getLogger(__name__)
 
-# ONNX Runtime 1.29 and later report sessions to Microsoft, and keep an identifier in the user's cache,
-# unless they are told not to before they are imported.
+# ONNX Runtime 1.29 and later report sessions to Microsoft, and keep an identifier in the user's
+# cache, unless they are told not to before they are imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # Best first: what `auto` tries.

@@ -213,6 +213,7 @@ def _photos(recipe: Recipe) -> TrainingData:
         phrases=recipe.phrases,
         augmentation=Augmentation(flip=recipe.mirror),
         absent_share=recipe.absent,
+        pasted_share=recipe.pasted,
         seed=recipe.seed,
     )
     whole = {str(sample.photo.path) for sample in labelled}

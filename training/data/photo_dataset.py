@@ -12,6 +12,7 @@ from training.data.choose import choose, fits_mirrored, survives_crop
 from training.data.expressions import absent
 from training.data.items import ItemMaker, Phrase
 from training.data.mirror import mirror
+from training.data.pasted import Paster
 from training.data.samples import Sample
 from training.errors import DataError
 
@@ -31,6 +32,7 @@ class PhotoDataset(Dataset[dict[str, Any]]):
         augmentation: Augmentation | None = None,
         absent_share: float = 0.3,
         written_share: float = 0.5,
+        pasted_share: float = 0.0,
         seed: int = 0,
     ) -> None:
         """Group the samples by photo.
@@ -42,10 +44,12 @@ class PhotoDataset(Dataset[dict[str, Any]]):
             augmentation: how photos are changed; None leaves them and their words alone.
             absent_share: share of the fully labelled photos whose last phrase fits nothing.
             written_share: how often a written phrase is taken where there are both sorts.
+            pasted_share: share of the fully labelled photos onto which cut-outs of others are
+                pasted; those are cut out here, some 20 ms a photo.
             seed: of everything that is drawn.
 
         Raises:
-            DataError: no samples, or no phrases.
+            DataError: no samples, no phrases, or nothing to be cut out.
         """
         if not samples:
             raise DataError("a dataset needs at least one sample, but there is none")
@@ -58,6 +62,9 @@ class PhotoDataset(Dataset[dict[str, Any]]):
         self._items, self._phrases, self._augmentation = items, phrases, augmentation
         self._absent_share, self._written_share = absent_share, written_share
         self._seed, self._epoch = seed, 0
+        photos = [group[0].photo for group in self._groups]
+        self._paster = Paster(photos) if pasted_share else None
+        self._pasted_share = pasted_share
 
     def __len__(self) -> int:
         """Number of photos."""
@@ -81,7 +88,7 @@ class PhotoDataset(Dataset[dict[str, Any]]):
         """
         index, draw = index if isinstance(index, tuple) else (index, 0)
         rng = np.random.default_rng((self._seed, self._epoch, index, draw))
-        samples = self._groups[index]
+        samples = self._seen(index, draw)
         photo = samples[0].photo
         picture = photo.read()
         matrix = self._items.letterbox.matrix(photo.height, photo.width)
@@ -91,6 +98,17 @@ class PhotoDataset(Dataset[dict[str, Any]]):
             picture = jittered(picture, rng, self._augmentation)
         phrases = self._draw(samples, flip, rng)
         return self._items(photo, picture, phrases, matrix)
+
+    def _seen(self, index: int, draw: int) -> list[Sample]:
+        """What can be said of the photo, or of what becomes of it with something pasted on."""
+        samples = self._groups[index]
+        if self._paster is None:
+            return samples
+        # Numbers of its own, so that the photos left as they are stay those of a run without.
+        rng = np.random.default_rng((self._seed, self._epoch, index, draw, 1))
+        if rng.random() >= self._pasted_share:
+            return samples
+        return self._paster.samples(samples[0].photo, rng) or samples
 
     def _place(
         self, samples: list[Sample], matrix: NDArray[np.float64], amounts: Augmentation,

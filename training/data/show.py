@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from cris_edge.errors import CrisEdgeError
 from cris_edge.files import write_image
+from training.data.pasted import Paster
 from training.data.prepared import DESCRIPTION, open_references
 from training.data.references import samples_of
-from training.data.samples import Sample, load_samples
+from training.data.samples import Sample, load_photos, load_samples
 from training.data.scene_phrases import scene_samples
 from training.errors import DataError
 
@@ -76,12 +77,29 @@ def sheet(samples: Sequence[Sample], columns: int, rows: int, seed: int) -> Pict
 
 
 def _load(options: argparse.Namespace) -> list[Sample]:
+    if options.pasted:
+        return _pasted(options)
     if options.scenes:
         return scene_samples(options.columns * options.rows, phrases_each=LINES)
     if (options.data / DESCRIPTION).is_file():
         references = open_references(options.data).split(options.split)
         return samples_of(references, options.split, "all")
     return load_samples(options.data, options.split, options.which, seed=options.seed)
+
+
+def _pasted(options: argparse.Namespace) -> list[Sample]:
+    """Samples of some of a data folder's photos, with things pasted on them."""
+    if options.scenes or (options.data / DESCRIPTION).is_file():
+        raise DataError("--pasted wants a data folder of labelled photos (docs/data.md)")
+    photos = load_photos(options.data, options.split)
+    paster = Paster(photos)
+    samples: list[Sample] = []
+    for number in np.random.default_rng(options.seed).permutation(len(photos)):
+        rng = np.random.default_rng((options.seed, number))
+        samples += paster.samples(photos[number], rng)
+        if len({sample.photo for sample in samples}) == options.columns * options.rows:
+            break
+    return samples
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,6 +113,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--which", choices=("derived", "written", "both"), default="derived",
         help="phrases of a data folder; default: %(default)s",
     )  # fmt: skip
+    parser.add_argument(
+        "--pasted", action="store_true", help="with cut-outs of a data folder's photos pasted on"
+    )
     parser.add_argument("--columns", type=int, default=4)
     parser.add_argument("--rows", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
