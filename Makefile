@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
 
-.PHONY: demo test lint types unit slow clean
+.PHONY: demo test lint types unit slow model clean
 
 demo: $(VENV)/.runtime ## a mask and an overlay picture (demo.png) of a photo in the repo
 	$(BIN)/cris-edge predict samples/photos/000000360452.jpg "the boy on the right" -o demo.png
@@ -23,6 +23,14 @@ unit: $(VENV)/.dev
 
 slow: $(VENV)/.dev ## the tests that take minutes
 	$(PYTEST) -m slow
+
+model: $(VENV)/.dev ## the bundle that ships, anew: make model DATA=folder (docs/model.md); goes on when stopped
+	@test -d "$(DATA)" || { echo "make model DATA=folder: a data folder as docs/data.md describes it"; exit 2; }
+	$(BIN)/python -m training.train --config training/configs/cris_edge_s.yaml --out runs/model \
+		data=$(DATA) $(if $(wildcard runs/model/state-*.safetensors),--resume)
+	$(BIN)/python -m export.build --checkpoint runs/model/best.safetensors --target onnx \
+		--precision weights8 --out cris_edge/models/cris_edge_s
+	$(BIN)/python -m training.probe cris_edge/models/cris_edge_s --data $(DATA) --json probe.json
 
 clean:
 	rm -rf $(VENV) demo.png

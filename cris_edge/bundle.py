@@ -73,9 +73,9 @@ class Bundle:
     word_len: int
     threshold: float
     precision: str
-    """`float32`; `float16`: weights stored in half precision, `weights8`: in 8 bits, both computed in
-    single; `fp16`: computed in half; `int8`: layers quantised after training, `about` tells which
-    stay in float."""
+    """`float32`; `float16`: weights stored in half precision, `weights8`: in 8 bits, both computed
+    in single; `fp16`: computed in half; `int8`: layers quantised after training, `about` tells
+    which stay in float."""
     graphs: Mapping[str, GraphSpec]
     """`photo`, `phrase` and `pair`."""
     about: Mapping[str, Any]

@@ -361,8 +361,9 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--precision",
         choices=tuple(PREPARED),
-        help="float16 stores the weights in half the space, weights8 (onnx alone) in a quarter, and "
-        "both compute in float32; fp16, for jetson and its default, computes in float16 (default elsewhere: float32)",
+        help="float16 stores the weights in half the space, weights8 (onnx alone) in a quarter, "
+        "and both compute in float32; fp16, for jetson and its default, computes in float16 "
+        "(default elsewhere: float32)",
     )
     add("--out", type=Path, required=True, help="the bundle's folder; an older bundle is replaced")
     add("--zip", action="store_true", help="also write the bundle as one file, OUT.zip")

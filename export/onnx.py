@@ -1,4 +1,4 @@
-"""A graph as ONNX: static shapes, constants as constants, weights in float32 or stored in fewer bits."""
+"""A graph as ONNX: static shapes, constants as constants, weights in float32 or in fewer bits."""
 
 from __future__ import annotations
 

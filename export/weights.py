@@ -144,7 +144,7 @@ def _rounded(name: str, weight: Tensor) -> Tensor:
 
 
 def round_to_eight(model: CRIS) -> CRIS:
-    """A copy whose large weights are whole multiples, up to 127, of a scale for each output channel.
+    """A copy whose large weights are multiples, up to 127, of a scale for each output channel.
 
     The scales have 16 significant bits, so that products of 8 and 16 bits are exact in float32, and
     whoever stores the weights finds the scales again (`export.onnx.store_weights_as_bytes`). What

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import trtcheck
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
@@ -31,7 +30,14 @@ from quantize.job import Job, calibrate
 from quantize.report import main as report_main
 from quantize.written import WrittenGraph, open_judged, open_written
 from tests.scenes import PHRASES, photo
-from tests.test_jetson import TARGETS, Refused, build_engine, kinds, on_x86
+from tests.test_jetson import (
+    TARGETS,
+    Refused,
+    build_engine,
+    check_for_10_3,
+    kinds,
+    on_x86,
+)
 from training.selection import SceneData
 
 GRAPHS = ("photo", "phrase", "pair")
@@ -208,17 +214,6 @@ def test_the_frame_is_quantised_after_its_normalisation(bundle: Bundle) -> None:
 # --- NVIDIA's parser and builder ---
 
 
-def check_for_10_3(path: Path) -> None:
-    """Nothing in the graph is known to fail in TensorRT 10.3."""
-    config = trtcheck.AnalyzerConfig(target_trt="10.3", discover_entry_point_plugins=False)
-    report = trtcheck.analyze(path, config=config)
-    serious = [issue for issue in report.issues if issue.severity is trtcheck.Severity.CRITICAL]
-    # Behind the times: the parser takes inputs of UINT8 since 8.5, and a cast reads this one.
-    assert {issue.rule_id for issue in serious} <= {"TRT-DTYPE-UINT8-INPUT"}
-    assert not [issue for issue in report.issues if issue.verify_required]
-    assert report.opset_version == OPSET <= 20
-
-
 @on_x86
 @pytest.mark.parametrize("capability", TARGETS)
 @pytest.mark.parametrize("graph", GRAPHS)
@@ -231,7 +226,7 @@ def test_nvidias_builder_takes_every_graph(
 
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_no_node_fails_in_tensorrt_10_3(bundle: Bundle, graph: str) -> None:
-    check_for_10_3(bundle.path(bundle.graphs[graph].file))
+    check_for_10_3(bundle.path(bundle.graphs[graph].file), OPSET)
 
 
 @on_x86
