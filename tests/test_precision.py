@@ -67,9 +67,9 @@ def test_openvino_computes_in_float32_whatever_the_cpu_has(
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_weights_stored_in_half_are_computed_in_float32(engine: str) -> None:
+def test_weights_stored_in_bytes_are_computed_in_float32(engine: str) -> None:
     info = Segmenter(engine=engine, threads=1).info
-    assert (info.precision, info.computed) == ("float16", "float32")
+    assert (info.precision, info.computed) == ("weights8", "float32")
 
 
 # --- bfloat16 ---

@@ -55,6 +55,13 @@ def run(command: list[str], folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))])
+def test_links_lead_to_files(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8"))
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert not missing
+
+
 def test_python_runs(checkout: Path) -> None:
     said = run([sys.executable, "-c", "\n".join(blocks("python"))], checkout).splitlines()
     assert "(336, 512)" in said[0]
