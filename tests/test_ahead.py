@@ -47,3 +47,19 @@ def test_who_stops_early_leaves_no_thread_behind() -> None:
     next(fetched)
     fetched.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
+
+
+def test_nobody_waits_for_what_never_comes() -> None:
+    never = threading.Event()
+
+    def items() -> Iterator[int]:
+        yield 1
+        never.wait()
+
+    fetched = ahead(items())
+    assert next(fetched) == 1
+    closing = threading.Thread(target=fetched.close, daemon=True)  # type: ignore[attr-defined]
+    closing.start()
+    closing.join(30)
+    assert not closing.is_alive()
+    never.set()

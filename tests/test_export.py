@@ -133,7 +133,8 @@ def test_large_weights_are_stored_as_bytes(built: Built, parts: str) -> None:
     whole, stored = floats("float32"), floats("weights8")
     # What export folds into other constants, and codes of places, are no products any more.
     assert stored["INT8"] > 0.8 * whole["FLOAT"]
-    assert stored["INT8"] + stored["FLOAT"] == whole["FLOAT"]
+    # Long rows of scales come on top.
+    assert whole["FLOAT"] <= stored["INT8"] + stored["FLOAT"] < 1.02 * whole["FLOAT"]
 
 
 # --- what a bundle carries ---

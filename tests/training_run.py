@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import multiprocessing
 import os
@@ -256,6 +257,10 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["training.train"])
 
 
+LONG = 240
+"""Seconds after which a process tells where each of its threads is."""
+
+
 class Started:
     """The command in a process of its own; `before` runs there first."""
 
@@ -300,6 +305,8 @@ def _work(argv: list[str], output: Path, before: Callable[[], None] | None, meth
     terminal = os.open(output, os.O_CREAT | os.O_WRONLY, 0o644)
     os.dup2(terminal, 1)
     os.dup2(terminal, 2)
+    # Whoever waits for it gives up after 300 s, and wants to know what it did.
+    faulthandler.dump_traceback_later(LONG)
     # Loading processes start as everywhere else, and are this one's own children.
     multiprocessing.set_start_method(method, force=True)
     torch.set_num_threads(1)
@@ -332,7 +339,9 @@ def hang(step: int, marker: Path) -> None:
             children = " ".join(str(child.pid) for child in multiprocessing.active_children())
             marker.with_suffix(".new").write_text(children)
             marker.with_suffix(".new").replace(marker)
-            time.sleep(600)
+            # The system may tell another thread that a child died, which wakes no long sleep.
+            for _ in range(6000):
+                time.sleep(0.1)
         return learn(trainer, parts)
 
     Trainer.learn = stop  # type: ignore
