@@ -16,7 +16,9 @@ from training.selection import SceneData
 
 @on_x86
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["cris_edge_xs", "cris_edge_s", "cris_edge_m", "cris_r50"])
+@pytest.mark.parametrize(
+    "name", ["cris_edge_xs", "cris_edge_s", "cris_edge_m", "cris_r50", "cris_r101"]
+)
 def test_nvidias_builder_takes_int8_of_every_model(tmp_path: Path, name: str) -> None:
     tokenizer, path = small_tokenizer(), tmp_path / "model.safetensors"
     checkpoint.save(path, make_model(name, tokenizer), tokenizer, {})
