@@ -158,10 +158,9 @@ def _store(model: onnx.ModelProto, convert: Callable[[str, Any], Stored | None])
         kept += tensors
         made += nodes
     nodes = [*made, *graph.node]
-    for field, values in ((graph.initializer, kept), (graph.node, nodes)):
-        copies = [type(value).FromString(value.SerializeToString()) for value in values]
-        del field[:]
-        field.extend(copies)
+    del graph.initializer[:], graph.node[:]
+    graph.initializer.extend(kept)
+    graph.node.extend(nodes)
 
 
 def _cast(source: str, result: str) -> onnx.NodeProto:

@@ -21,7 +21,7 @@ from cris_edge.bundle import GRAPHS
 from cris_edge.errors import CrisEdgeError
 from quantize.candidate import TARGETS
 from quantize.job import CALIBRATED_WITH, Job, calibrate
-from training.arguments import at_least
+from training.arguments import at_least, documented
 from training.evaluate import data_of
 
 EXAMPLES = """examples:
@@ -51,13 +51,7 @@ A bundle that misses the budget or is not faster here is refused with status 2, 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    summary, _, details = str(__doc__).partition("\n\n")
-    arguments = argparse.ArgumentParser(
-        prog="python -m quantize.calibrate",
-        description=f"{summary.partition(': ')[2]}\n\n{details}",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    arguments = documented("quantize.calibrate", __doc__, EXAMPLES)
     add, number = arguments.add_argument, at_least(1)
     what = arguments.add_mutually_exclusive_group(required=True)
     what.add_argument("--bundle", type=Path, help="a float bundle of ONNX graphs (folder or zip)")

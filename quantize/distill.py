@@ -19,6 +19,7 @@ from quantize.distillation import TEACHER, Distillation
 from quantize.phrases import read_phrases, teach_phrases
 from quantize.recipe import DistillRecipe
 from quantize.teachers import CheckpointTeacher, check_lessons, open_teacher
+from training.arguments import documented
 from training.data.batches import TrainingData
 from training.distributed import agree
 from training.model import CRIS
@@ -80,13 +81,7 @@ docs/distillation.md tells what is learnt, and from where.
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    summary, _, details = str(__doc__).partition("\n\n")
-    arguments = argparse.ArgumentParser(
-        prog="python -m quantize.distill",
-        description=f"{summary.partition(': ')[2]}\n\n{details}",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    arguments = documented("quantize.distill", __doc__, EXAMPLE)
     add = arguments.add_argument
     add("--teacher", required=True, help="a checkpoint (.safetensors) or a bundle")
     add("--config", required=True, help="the student's recipe, see training/configs/")

@@ -25,7 +25,7 @@ from quantize.figures import Figures, agreement, table
 from quantize.samples import Feeds
 from quantize.speed import UNTIMED, race
 from quantize.written import only_written, open_judged
-from training.arguments import at_least
+from training.arguments import at_least, documented
 from training.evaluate import data_of, evaluate
 from training.evaluation import Record
 from training.report import describe_machine, today
@@ -196,13 +196,7 @@ EXAMPLES = """examples:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    summary, _, details = str(__doc__).partition("\n\n")
-    arguments = argparse.ArgumentParser(
-        prog="python -m quantize.report",
-        description=f"{summary.partition(': ')[2]}\n\n{details}",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    arguments = documented("quantize.report", __doc__, EXAMPLES)
     add, number = arguments.add_argument, at_least(1)
     add("bundles", type=Path, nargs="+", metavar="BUNDLE", help="a folder or zip; float first")
     on = arguments.add_mutually_exclusive_group(required=True)

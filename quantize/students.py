@@ -30,7 +30,7 @@ from quantize.figures import Figures
 from quantize.samples import Feeds
 from quantize.speed import race
 from training import checkpoint
-from training.arguments import at_least
+from training.arguments import at_least, documented
 from training.data.vocabulary import student_tokenizer
 from training.errors import CheckpointError
 from training.evaluate import data_of, evaluate
@@ -203,13 +203,7 @@ def _named_file(text: str) -> tuple[str, Path]:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    summary, _, details = str(__doc__).partition("\n\n")
-    arguments = argparse.ArgumentParser(
-        prog="python -m quantize.students",
-        description=f"{summary.partition(': ')[2]}\n\n{details}",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    arguments = documented("quantize.students", __doc__, EXAMPLES)
     add, number = arguments.add_argument, at_least(1)
     add("--models", nargs="+", choices=NAMES, default=NAMES, help="default: all", metavar="NAME")
     add(

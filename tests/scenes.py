@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +68,20 @@ def write_folder(root: Path, scenes: int = 4) -> Path:
         texts = [f"car {scene} parked at left", "the car over there"]
         written.append({"image_id": scene, "annotation_id": 10 * scene, "expressions": texts})
         cv2.imwrite(str(root / "photos" / name), picture)
+    write_labels(root, images, annotations, written)
+    return root
+
+
+Entries = Sequence[Mapping[str, Any]]
+
+
+def write_labels(root: Path, images: Entries, annotations: Entries, written: Entries) -> None:
+    """The files of a data folder beside its photos, the same for both splits."""
     categories = [{"id": key, "name": name} for key, name in CATEGORIES.items()]
     content = {"images": images, "annotations": annotations, "categories": categories}
     for split in ("train", "val"):
         (root / f"instances_{split}.json").write_text(json.dumps(content))
         (root / f"expressions_written_{split}.json").write_text(json.dumps(written))
-    return root
 
 
 def small_tokenizer() -> Tokenizer:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cris_edge import Segmentation
 from tests.reference_sets import PLAIN, write_set
-from tests.scenes import CATEGORIES, COLOURS, small_model, small_tokenizer
+from tests.scenes import CATEGORIES, COLOURS, small_model, small_tokenizer, write_labels
 from training import checkpoint
 from training.data.coco import Instance, Photo
 from training.data.mirror import mirror
@@ -72,11 +72,7 @@ def write_scenes(root: Path) -> Path:
             annotations.append(labels | shape | outline)
             written.append({"image_id": scene, "annotation_id": key, "expressions": [text]})
         cv2.imwrite(str(root / "photos" / name), picture)
-    categories = [{"id": key, "name": name} for key, name in CATEGORIES.items()]
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    for split in ("train", "val"):
-        (root / f"instances_{split}.json").write_text(json.dumps(content))
-        (root / f"expressions_written_{split}.json").write_text(json.dumps(written))
+    write_labels(root, images, annotations, written)
     return root
 
 

@@ -1,4 +1,4 @@
-"""Kinds of command-line arguments that several commands take."""
+"""What the command lines of several commands share."""
 
 from __future__ import annotations
 
@@ -18,3 +18,20 @@ def at_least(least: int) -> Callable[[str], int]:
         return value
 
     return number
+
+
+def documented(name: str, about: str | None, examples: str) -> argparse.ArgumentParser:
+    """A parser whose help is a command's own docstring, and examples.
+
+    Args:
+        name: of the module.
+        about: its docstring: "`the command`: what it does", an empty line, the rest.
+        examples: what follows the options.
+    """
+    summary, _, details = str(about).partition("\n\n")
+    return argparse.ArgumentParser(
+        prog=f"python -m {name}",
+        description=f"{summary.partition(': ')[2]}\n\n{details}",
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )

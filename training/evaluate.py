@@ -18,7 +18,7 @@ from pathlib import Path
 from cris_edge import Segmenter
 from cris_edge.errors import CrisEdgeError
 from cris_edge.files import whole_file
-from training.arguments import at_least
+from training.arguments import at_least, documented
 from training.baselines import (
     Ellipse,
     best_ellipse,
@@ -186,13 +186,7 @@ docs/evaluation.md tells what the figures mean.
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    summary, _, details = str(__doc__).partition("\n\n")
-    arguments = argparse.ArgumentParser(
-        prog="python -m training.evaluate",
-        description=f"{summary.partition(': ')[2]}\n\n{details}",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    arguments = documented("training.evaluate", __doc__, EXAMPLE)
     add, number = arguments.add_argument, at_least(1)
     add("model", type=Path, help="a checkpoint (.safetensors) or a bundle (folder or zip)")
     what = arguments.add_mutually_exclusive_group(required=True)

@@ -22,14 +22,14 @@ from cris_edge.errors import CrisEdgeError
 from cris_edge.files import whole_file
 from cris_edge.segmenter import Info
 from training import checkpoint
-from training.arguments import at_least
+from training.arguments import at_least, documented
 from training.errors import DataError
 from training.evaluation import Evaluation
 from training.hearing import FULL, SIDE, SWAPPED, WRONG, Hearing, listen
 from training.model.cost import parameters
 from training.predictor import open_segmenter
 from training.probes import PROBES, Figure
-from training.report import VERSIONS, describe_machine, today
+from training.report import VERSIONS, describe_machine, provenance, today
 from training.selection import FolderData, open_data
 from training.sheet import draw_sheet, sheet_of
 
@@ -48,15 +48,9 @@ class Report:
     def text(self) -> str:
         """One table for a terminal."""
         info = self.info
-        threads = "its own choice" if info.threads is None else str(info.threads)
         lines = [
             f"model      {self.model}: {info.model}, {info.precision}, {info.input_size} px",
-            f"engine     {info.engine} {info.engine_version}, threads: {threads}",
-            f"data       {self.data}, split val",
-            f"threshold  probability > {self.threshold:g}",
-            "machine    {processor}, {cores} cores, {system}".format(**describe_machine()),
-            f"versions   {', '.join(map(' '.join, VERSIONS.items()))}",
-            f"date       {today()}",
+            *provenance(info, self.data, ("val",), self.threshold),
             "mIoU, Pr@50 and shares in per cent, differences in points.",
             f"\n{'':<52}{'n':>7}{'value':>12}{'chance':>9}",
         ]
@@ -173,13 +167,7 @@ docs/evaluation.md tells what the figures mean.
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    summary, _, details = str(__doc__).partition("\n\n")
-    arguments = argparse.ArgumentParser(
-        prog="python -m training.probe",
-        description=f"{summary.partition(': ')[2]}\n\n{details}",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    arguments = documented("training.probe", __doc__, EXAMPLE)
     add = arguments.add_argument
     add("model", type=Path, help="a checkpoint (.safetensors) or a bundle (folder or zip)")
     add("--data", type=Path, required=True, help="a data folder: docs/data.md")

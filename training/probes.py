@@ -63,15 +63,7 @@ def derived_expressions(hearing: Hearing) -> list[Figure]:
 
 def more_than_the_category(hearing: Hearing) -> list[Figure]:
     """What the rest of the expression adds to the category, where that alone cannot do."""
-    figures: list[Figure] = []
-    for source, samples in _sources(hearing):
-        among = _tried(samples, CATEGORY)
-        figures += [
-            _miou(f"{source}: mIoU, {FULL}", among),
-            _miou(f"{source}: mIoU, {CATEGORY}", among, CATEGORY),
-            _lead(f"{source}: points that the rest adds", among, CATEGORY),
-        ]
-    return figures
+    return _compared(hearing, CATEGORY, "points that the rest adds")
 
 
 def right_instance(hearing: Hearing) -> list[Figure]:
@@ -96,15 +88,7 @@ def right_instance(hearing: Hearing) -> list[Figure]:
 
 def sides_swapped(hearing: Hearing) -> list[Figure]:
     """How much of the ORIGINAL target is left once left and right are swapped: best is little."""
-    figures: list[Figure] = []
-    for source, samples in _sources(hearing):
-        among = _tried(samples, SWAPPED)
-        figures += [
-            _miou(f"{source}: mIoU, {FULL}", among),
-            _miou(f"{source}: mIoU, {SWAPPED}", among, SWAPPED),
-            _lead(f"{source}: points lost", among, SWAPPED),
-        ]
-    return figures
+    return _compared(hearing, SWAPPED, "points lost")
 
 
 def side_without_the_class(hearing: Hearing) -> list[Figure]:
@@ -185,6 +169,19 @@ PROBES: dict[str, Callable[[Hearing], list[Figure]]] = {
 
 def _sources(hearing: Hearing) -> tuple[tuple[str, Sequence[Heard]], ...]:
     return ("written", hearing.written), ("derived", hearing.derived)
+
+
+def _compared(hearing: Hearing, phrasing: str, lead: str) -> list[Figure]:
+    """The full expression and another phrasing on the samples that have it, and the difference."""
+    figures: list[Figure] = []
+    for source, samples in _sources(hearing):
+        among = _tried(samples, phrasing)
+        figures += [
+            _miou(f"{source}: mIoU, {FULL}", among),
+            _miou(f"{source}: mIoU, {phrasing}", among, phrasing),
+            _lead(f"{source}: {lead}", among, phrasing),
+        ]
+    return figures
 
 
 def _in_group(samples: Iterable[Heard], group: str) -> list[Heard]:

@@ -107,6 +107,19 @@ class Part:
         return self.evaluation.scores.miou / self.baselines.better
 
 
+def provenance(info: Info, data: str, splits: Sequence[str], threshold: float) -> list[str]:
+    """What figures were measured with and on, a line each."""
+    threads = "its own choice" if info.threads is None else str(info.threads)
+    return [
+        f"engine     {info.engine} {info.engine_version}, threads: {threads}",
+        f"data       {data}, split {', '.join(splits)}",
+        f"threshold  probability > {threshold:g}",
+        "machine    {processor}, {cores} cores, {system}".format(**describe_machine()),
+        f"versions   {', '.join(map(' '.join, VERSIONS.items()))}",
+        f"date       {today()}",
+    ]
+
+
 @dataclass(frozen=True)
 class Report:
     """Everything that one run of `training.evaluate` found."""
@@ -132,16 +145,10 @@ class Report:
     def text(self) -> str:
         """Tables for a terminal, figures in per cent."""
         info = self.info
-        threads = "its own choice" if info.threads is None else str(info.threads)
         head = [
             f"model      {self.model}",
             f"           {info.model}, {info.precision}, {info.input_size} px",
-            f"engine     {info.engine} {info.engine_version}, threads: {threads}",
-            f"data       {self.data}, split {', '.join(self.splits)}",
-            f"threshold  probability > {self.threshold:g}",
-            "machine    {processor}, {cores} cores, {system}".format(**describe_machine()),
-            f"versions   {', '.join(map(' '.join, VERSIONS.items()))}",
-            f"date       {today()}",
+            *provenance(info, self.data, self.splits, self.threshold),
             *(f"{name:<9}  {meaning}" for name, meaning in self.metrics.items()),
             "Figures in per cent.",
         ]
