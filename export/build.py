@@ -28,6 +28,7 @@ from export.openvino import export_openvino
 from export.tensorrt import VERSIONS, export_jetson, prove
 from export.verify import PHRASES, Agreement, bounds, find_photos, in_words, table, verify
 from export.weights import (
+    at_input_size,
     check_finite,
     count_batch_norms,
     fold_batch_norms,
@@ -106,6 +107,8 @@ class Job:
     """Also as one file, the folder's name with `.zip`."""
     whole: bool = False
     """Also as one graph, the folder's name with `.onnx`; of the target `onnx` alone."""
+    input_size: int | None = None
+    """Side of the input in pixels; None: the one that the model was trained at."""
 
 
 def build(job: Job, say: Callable[[str], None] = print) -> list[Agreement]:
@@ -129,7 +132,7 @@ def build(job: Job, say: Callable[[str], None] = print) -> list[Agreement]:
     beside = _beside(out, job)
     check_place(out, beside)
     photos = find_photos(job.photos)
-    kept = checkpoint.load(job.checkpoint)
+    kept = at_input_size(checkpoint.load(job.checkpoint), job.input_size)
     check_finite(kept.model)
     _check_vocabulary(kept)
     stored = _prepare(kept.model, str(job.precision), say)
@@ -318,9 +321,9 @@ def put_in_place(
 
 EXAMPLES = """
 examples:
-  # the bundle that ships: ONNX, read by ONNX Runtime and OpenVINO, weights stored in half
+  # the bundle that ships: ONNX, read by ONNX Runtime and OpenVINO, weights stored in 8 bits
   python -m export.build --checkpoint runs/s/best.safetensors --target onnx \\
-      --precision float16 --out cris_edge/models/cris_edge_s
+      --precision weights8 --out cris_edge/models/cris_edge_s
 
   # OpenVINO's own files, as a folder (bundles/s_ov) and as one file (bundles/s_ov.zip)
   python -m export.build --checkpoint runs/s/best.safetensors --target openvino \\
@@ -333,6 +336,9 @@ examples:
   # strongly typed ONNX for TensorRT, computed in float16; a Jetson builds its engines from it
   python -m export.build --checkpoint runs/s/best.safetensors --target jetson \\
       --precision fp16 --out bundles/s_jetson
+
+  # a smaller input than in training: faster, and small things are lost
+  python -m export.build --checkpoint runs/s/best.safetensors --input-size 224 --out bundles/s224
 
   # compared on photos of your own instead of the samples
   python -m export.build --checkpoint runs/s/best.safetensors --out bundles/s \\
@@ -364,6 +370,12 @@ def parser() -> argparse.ArgumentParser:
         help="float16 stores the weights in half the space, weights8 (onnx alone) in a quarter, "
         "and both compute in float32; fp16, for jetson and its default, computes in float16 "
         "(default elsewhere: float32)",
+    )
+    add(
+        "--input-size",
+        type=int,
+        metavar="PIXELS",
+        help="side of the input, a multiple of 32 (default: that of the training)",
     )
     add("--out", type=Path, required=True, help="the bundle's folder; an older bundle is replaced")
     add("--zip", action="store_true", help="also write the bundle as one file, OUT.zip")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import fusion
 
 from export.errors import ExportError
+from training.checkpoint import Checkpoint
 from training.model import CRIS
 from training.model.neck import Neck
 
@@ -170,3 +172,25 @@ def _scales(weight: Tensor, axis: int) -> Tensor:
     scale = torch.ldexp((fraction * 2**16).round() / 2**16, exponent)
     # A channel of zeros is zeros by any scale.
     return torch.where(largest > 0, scale, 1.0)
+
+
+def at_input_size(kept: Checkpoint, size: int | None) -> Checkpoint:
+    """A checkpoint's model for another input; what was measured of it no longer holds.
+
+    Args:
+        kept: what training wrote.
+        size: of the input's side in pixels; None: as in training.
+
+    Raises:
+        ExportError: no model can have this size.
+    """
+    trained_at = kept.model.config.input_size
+    if size in (None, trained_at):
+        return kept
+    try:
+        model = CRIS(dataclasses.replace(kept.model.config, input_size=size))
+    except ValueError as error:
+        raise ExportError(f"--input-size: {error}") from error
+    model.load_state_dict(kept.model.state_dict())
+    accuracy = {"accuracy": f"not measured at {size} px; trained at {trained_at} px"}
+    return dataclasses.replace(kept, model=model.eval(), metadata=kept.metadata | accuracy)

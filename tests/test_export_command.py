@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from cris_edge import Segmenter
 from cris_edge.bundle import Bundle
 from cris_edge.tokenizer import Tokenizer
 from export.build import Job, build, main
@@ -101,6 +103,22 @@ def test_an_older_bundle_is_replaced_whole(tmp_path: Path, kept: Path) -> None:
     assert Bundle.open(out).precision == "float32"
 
 
+def test_a_model_is_exported_for_another_input(tmp_path: Path, kept: Path) -> None:
+    model = checkpoint.load(kept).model
+    size = model.config.input_size * 2
+    build(Job(checkpoint=kept, out=tmp_path / "b", photos=PHOTOS, input_size=size))
+    larger = Bundle.open(tmp_path / "b")
+    assert larger.about["image"]["size"] == size
+    assert str(model.config.input_size) in larger.about["accuracy"]["note"]
+    side = size // 4
+    segmenter = Segmenter(larger.folder, engine="onnxruntime")
+    assert segmenter.predict(np.zeros((50, 70, 3), np.uint8), "cat").mask.shape == (50, 70)
+    assert larger.graphs["pair"].outputs[0].shape[-2:] == (side, side)
+    with pytest.raises(ExportError, match=r"--input-size: .*multiple of 32, not 100"):
+        build(Job(checkpoint=kept, out=tmp_path / "c", photos=PHOTOS, input_size=100))
+    assert not (tmp_path / "c").exists()
+
+
 def test_folders_that_are_no_bundle_are_not_replaced(tmp_path: Path, kept: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(ExportError, match="holds other files"):
@@ -175,4 +193,4 @@ def test_help_teaches_by_examples(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     printed = capsys.readouterr().out
     assert "python -m export.build --checkpoint" in printed
-    assert "--precision float16" in printed
+    assert "--precision weights8" in printed

@@ -11,7 +11,7 @@ from pycocotools import mask as rle_codec
 
 from training.data.coco import Instance, Photo
 from training.data.colours import dominant, name_colours, pixel_colours
-from training.data.expressions import KINDS, MIN_SHARE, Expression, absent, derive
+from training.data.expressions import KINDS, MIN_SHARE, Expression, derive
 from training.data.mirror import mirror, speaks_of_place
 from training.data.nouns import CATEGORIES, CATEGORY_INDEX, MEANINGS, NOUNS
 
@@ -263,21 +263,6 @@ def test_the_seed_fixes_the_wording():
     assert derive(a_photo, None, 3) == derive(a_photo, None, 3)
     assert len({tuple(derive(a_photo, None, seed)) for seed in range(8)}) > 1
     assert all(isinstance(e, Expression) for e in derive(a_photo))
-
-
-@given(st.integers(0, 10_000))
-def test_absent_phrases_fit_nothing(seed):
-    a_photo = photo(*row("zebra", (5, 60)), instance(9, "dog", (30, 65, 50, 85), crowd=True))
-    text = absent(a_photo, np.random.default_rng(seed))
-    assert text is not None
-    noun = re.search(rf"\b({NOUN})\b", text)
-    assert noun is not None
-    assert not MEANINGS[noun[1]] & {"zebra", "dog"}
-
-
-def test_nothing_is_surely_absent_where_labels_are_incomplete():
-    a_photo = photo(*row("person", (5,)), person_only=True)
-    assert absent(a_photo, np.random.default_rng(0)) is None
 
 
 def test_nouns_cover_the_80_categories():

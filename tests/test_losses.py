@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from training.data.batches import StepSampler, distinct
-from training.losses import NounHead, cross_entropy, dice, masked_mean, naming, which
+from training.losses import NounHead, cross_entropy, dice, masked_mean, naming, quiet, which
 from training.recipe import Recipe
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -97,6 +97,28 @@ def test_cross_entropy_punishes_what_an_absent_phrase_finds() -> None:
     none, valid = torch.zeros(1, 4, 4), everywhere(1)
     assert cross_entropy(certain(none), none, valid).item() < 1e-6
     assert cross_entropy(certain(1 - none), none, valid).item() == pytest.approx(SURE)
+
+
+# --- quiet ---
+
+
+def test_quiet_counts_what_is_found_by_a_phrase_that_fits_nothing() -> None:
+    masks = torch.stack([torch.zeros(8, 8), torch.zeros(8, 8), corner(2, 2, 8)])
+    # Four of 64 pixels are painted: as much as all of them.
+    predicted = torch.stack([corner(2, 2, 8), torch.ones(8, 8), torch.zeros(8, 8)])
+    valid = torch.ones(3, 8, 8)
+    found = quiet(certain(predicted), masks, valid)
+    assert found.tolist() == pytest.approx([SURE, SURE, 0], abs=1e-4)
+    assert quiet(certain(masks), masks, valid).abs().max() < 1e-6
+
+
+def test_quiet_leaves_out_what_is_ignored_and_what_has_an_outline() -> None:
+    none, painted = torch.zeros(1, 8, 8), corner(2, 2, 8)[None]
+    logits = certain(painted).requires_grad_()
+    quiet(logits, none, 1 - painted).sum().backward()
+    assert logits.grad is not None
+    assert (logits.grad * painted).abs().max() == 0
+    assert quiet(certain(1 - painted), painted, torch.ones(1, 8, 8)).item() == 0
 
 
 # --- dice ---

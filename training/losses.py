@@ -35,6 +35,18 @@ def dice(logits: Tensor, masks: Tensor, valid: Tensor) -> Tensor:
     return torch.where(target.sum((-2, -1)) > 0, apart / (total + 1), 0)
 
 
+def quiet(logits: Tensor, masks: Tensor, valid: Tensor) -> Tensor:
+    """Cross-entropy of what a phrase that fits nothing finds all the same: (N, h, w) to (N,).
+
+    The mean over the pixels with the highest logits, a sixteenth of them: over all pixels, as in
+    `cross_entropy`, something small that is painted by mistake hardly counts. Phrases that fit
+    something come out as 0.
+    """
+    found = F.softplus(logits).mul(valid).flatten(1)
+    highest = found.topk(max(1, found.shape[1] // 16), dim=1).values.mean(1)
+    return torch.where((masks * valid).sum((-2, -1)) > 0, 0, highest)
+
+
 def which(logits: Tensor, masks: Tensor, valid: Tensor, distinct: Tensor) -> Tensor:
     """Phrases of one photo compete for each pixel, so that only one of them gets it.
 

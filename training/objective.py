@@ -80,6 +80,8 @@ class Objective(nn.Module):
         found = {"mask": (losses.cross_entropy(logits, masks, said) * weight).mean()}
         if recipe.dice:
             found["dice"] = recipe.dice * (losses.dice(logits, masks, said) * weight).mean()
+        if recipe.quiet:
+            found["quiet"] = recipe.quiet * losses.quiet(logits, masks, said).mean()
         if recipe.which:
             apart = batch["distinct"].unflatten(0, photos)
             groups = logits.unflatten(0, photos), masks.unflatten(0, photos)

@@ -58,10 +58,11 @@ class Recipe:
     elsewhere, up to three pixels off; `covered`: the share of each logit's cell that is covered,
     where the way back puts it (docs/training.md has what the two can reach)."""
     train_repeats: int = 1
-    """Times an epoch sees each reference, or each fully labelled photo of `photos`; its photos with
-    boxes are seen once."""
+    """Times an epoch sees each reference, or each fully labelled photo of `photos`."""
+    box_repeats: int = 1
+    """`photos`: times an epoch sees each photo with boxes. Short epochs start loaders often."""
     absent: float = 0.0
-    """`photos`: chance that one phrase of a photo fits nothing in it."""
+    """`photos`: chance that one phrase of a photo fits nothing in it (training/data/foreign.py)."""
     pasted: float = 0.0
     """`photos`: share of the fully labelled photos onto which cut-outs of others are pasted."""
     scenes: int = 4000
@@ -97,6 +98,7 @@ class Recipe:
     """Gradient checkpointing: less memory, a third more work."""
 
     dice: float = 0.0
+    quiet: float = 0.0
     which: float = 0.0
     naming: float = 0.0
     """Weights of the losses beside cross-entropy (see training/losses.py)."""

@@ -217,7 +217,8 @@ def _photos(recipe: Recipe) -> TrainingData:
         seed=recipe.seed,
     )
     whole = {str(sample.photo.path) for sample in labelled}
-    repeats = [recipe.train_repeats if path in whole else 1 for path in dataset.paths]
+    times = {True: recipe.train_repeats, False: recipe.box_repeats}
+    repeats = [times[path in whole] for path in dataset.paths]
     sources = f"{len(dataset)} photos with {len(samples)} referring expressions"
     return TrainingData(tokenizer, dataset, repeats, load_sources(root, "val"), sources)
 

@@ -15,7 +15,7 @@ from training.data.coco import Instance, Photo
 from training.data.mirror import mirror
 from training.data.nouns import MEANINGS, NOUNS
 
-__all__ = ["KINDS", "Expression", "absent", "derive", "mirror"]
+__all__ = ["KINDS", "Expression", "derive", "mirror"]
 
 KINDS = ("category", "location", "ordinal", "size", "relation", "colour")
 
@@ -79,24 +79,6 @@ def derive(
                     target = group.members[index].id
                     found.setdefault((text, target), Expression(text, target, kind))
     return list(found.values())
-
-
-def absent(photo: Photo, rng: np.random.Generator) -> str | None:
-    """A phrase that fits nothing in the photo; None where the labels cannot promise that."""
-    if photo.person_only:
-        return None
-    present = {instance.category for instance in photo.instances}
-    nouns = sorted(noun for noun, covered in MEANINGS.items() if not covered & present)
-    template = str(rng.choice(_ABSENT))
-    return template.format(n=rng.choice(nouns)) if nouns else None
-
-
-_ABSENT = (
-    "{n}", "the {n}", "left {n}", "right {n}", "{n} on the left", "{n} on the right",
-    "the {n} on the left", "the {n} on the right", "biggest {n}", "smallest {n}", "bottom {n}",
-    "top {n}", "middle {n}", "second {n} from the left", "second {n} from the right",
-    "white {n}", "red {n}", "black {n}", "blue {n}",
-)  # fmt: skip
 
 
 def _nouns(photo: Photo, rng: np.random.Generator) -> Iterator[str]:

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from training.data.augment import Augmentation, flipped, jittered, moved_in, moved_out
 from training.data.choose import choose, fits_mirrored, survives_crop
-from training.data.expressions import absent
+from training.data.foreign import ForeignPhrases
 from training.data.items import ItemMaker, Phrase
 from training.data.mirror import mirror
 from training.data.pasted import Paster
@@ -42,7 +42,7 @@ class PhotoDataset(Dataset[dict[str, Any]]):
             items: makes photos and phrases into items.
             phrases: K.
             augmentation: how photos are changed; None leaves them and their words alone.
-            absent_share: share of the fully labelled photos whose last phrase fits nothing.
+            absent_share: how often the last phrase of a photo is one that fits nothing.
             written_share: how often a written phrase is taken where there are both sorts.
             pasted_share: share of the fully labelled photos onto which cut-outs of others are
                 pasted; those are cut out here, some 20 ms a photo.
@@ -61,6 +61,7 @@ class PhotoDataset(Dataset[dict[str, Any]]):
         self._groups = list(groups.values())
         self._items, self._phrases, self._augmentation = items, phrases, augmentation
         self._absent_share, self._written_share = absent_share, written_share
+        self._foreign = ForeignPhrases(samples)
         self._seed, self._epoch = seed, 0
         photos = [group[0].photo for group in self._groups]
         self._paster = Paster(photos) if pasted_share else None
@@ -138,7 +139,7 @@ class PhotoDataset(Dataset[dict[str, Any]]):
             for text, sample in zip(texts, chosen, strict=True)
         ]
         if rng.random() < self._absent_share:
-            text = absent(samples[0].photo, rng)
+            text = self._foreign.draw(samples[0].photo, rng)
             if text is not None:
                 phrases[-1] = Phrase(text, None)
         return phrases

