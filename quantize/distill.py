@@ -16,13 +16,14 @@ from pathlib import Path
 import torch
 
 from quantize.distillation import TEACHER, Distillation
-from quantize.phrases import read_phrases, teach_phrases
+from quantize.phrases import teach_phrases
 from quantize.recipe import DistillRecipe
 from quantize.teachers import CheckpointTeacher, check_lessons, open_teacher
 from training.arguments import documented
 from training.data.batches import TrainingData
 from training.distributed import agree
 from training.model import CRIS
+from training.phrases import read_phrases
 from training.recipe import Recipe
 from training.train import launch, states, train
 from training.trainer import Trainer, build_model

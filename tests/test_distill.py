@@ -19,7 +19,7 @@ from cris_edge.bundle import Bundle, write_specification
 from cris_edge.letterbox import Letterbox
 from export.openvino import write_openvino
 from quantize import compare, distill, lessons
-from quantize.phrases import read_phrases, teach_phrases
+from quantize.phrases import teach_phrases
 from quantize.recipe import DistillRecipe
 from quantize.teachers import BundleTeacher, CheckpointTeacher, open_teacher
 from tests.scenes import PHRASES, photo, sensitive_model, small_tokenizer
@@ -40,6 +40,7 @@ from training.data.vocabulary import student_tokenizer
 from training.errors import DataError
 from training.model import CRIS, CRISConfig
 from training.model.config import MODELS
+from training.phrases import read_phrases
 from training.recipe import read_recipe
 
 ROOT = Path(__file__).parent.parent
