@@ -26,10 +26,13 @@ slow: $(VENV)/.dev ## the tests that take minutes
 
 model: $(VENV)/.dev ## the bundle that ships, anew: make model DATA=folder (docs/model.md); goes on when stopped
 	@test -d "$(DATA)" || { echo "make model DATA=folder: a data folder as docs/data.md describes it"; exit 2; }
+	test -e runs/words.safetensors || $(BIN)/python -m training.words --out runs/words.safetensors \
+		--config training/configs/cris_edge_s.yaml $(addprefix --phrases ,$(wildcard $(DATA)/expressions.txt.gz)) data=$(DATA)
 	$(BIN)/python -m training.train --config training/configs/cris_edge_s.yaml --out runs/model \
-		data=$(DATA) $(if $(wildcard runs/model/state-*.safetensors),--resume)
-	$(BIN)/python -m export.build --checkpoint runs/model/best.safetensors --target onnx \
-		--precision weights8 --out cris_edge/models/cris_edge_s
+		data=$(DATA) start_from=runs/words.safetensors $(if $(wildcard runs/model/state-*.safetensors),--resume)
+	$(BIN)/python -m training.compact runs/model/best.safetensors --out training/checkpoints/cris_edge_s.safetensors
+	$(BIN)/python -m export.build --checkpoint training/checkpoints/cris_edge_s.safetensors --target onnx \
+		--precision weights8 --threshold 0.25 --out cris_edge/models/cris_edge_s
 	$(BIN)/python -m training.probe cris_edge/models/cris_edge_s --data $(DATA) --json probe.json
 
 clean:

@@ -106,8 +106,10 @@ def test_an_older_bundle_is_replaced_whole(tmp_path: Path, kept: Path) -> None:
 def test_a_model_is_exported_for_another_input(tmp_path: Path, kept: Path) -> None:
     model = checkpoint.load(kept).model
     size = model.config.input_size * 2
-    build(Job(checkpoint=kept, out=tmp_path / "b", photos=PHOTOS, input_size=size))
+    job = Job(checkpoint=kept, out=tmp_path / "b", photos=PHOTOS, input_size=size, threshold=0.2)
+    build(job)
     larger = Bundle.open(tmp_path / "b")
+    assert larger.threshold == 0.2
     assert larger.about["image"]["size"] == size
     assert str(model.config.input_size) in larger.about["accuracy"]["note"]
     side = size // 4
@@ -116,6 +118,8 @@ def test_a_model_is_exported_for_another_input(tmp_path: Path, kept: Path) -> No
     assert larger.graphs["pair"].outputs[0].shape[-2:] == (side, side)
     with pytest.raises(ExportError, match=r"--input-size: .*multiple of 32, not 100"):
         build(Job(checkpoint=kept, out=tmp_path / "c", photos=PHOTOS, input_size=100))
+    with pytest.raises(ExportError, match=r"--threshold: .*between 0 and 1, got 35"):
+        build(Job(checkpoint=kept, out=tmp_path / "c", photos=PHOTOS, threshold=35))
     assert not (tmp_path / "c").exists()
 
 

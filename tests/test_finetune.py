@@ -172,6 +172,13 @@ def test_a_checkpoint_of_other_sizes_is_refused(
     assert "input_size is 64 and not 96, text_layers is 1 and not 2" in line
 
 
+def test_the_recipe_is_of_the_sizes_of_the_model_that_ships() -> None:
+    own = f"start_from={ROOT / 'training' / 'checkpoints' / 'cris_edge_s.safetensors'}"
+    recipe = read_recipe(ROOT / "training" / "configs" / "int8_s.yaml", [own], DistillRecipe)
+    teacher = open_float(recipe, torch.device("cpu"))
+    assert teacher.model.config.input_size == recipe.config().input_size
+
+
 def test_weights_that_are_no_numbers_are_refused(
     recipe: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

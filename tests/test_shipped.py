@@ -11,8 +11,12 @@ from cris_edge import Segmenter
 from cris_edge.bundle import Bundle
 from cris_edge.cli import main
 from cris_edge.segmenter import SHIPPED
+from training import checkpoint
+from training.predictor import torch_segmenter
 
-PHOTOS = Path(__file__).parents[1] / "samples" / "photos"
+ROOT = Path(__file__).parents[1]
+PHOTOS = ROOT / "samples" / "photos"
+CHECKPOINT = ROOT / "training" / "checkpoints" / "cris_edge_s.safetensors"
 ENGINES = ("onnxruntime", "openvino")
 Box = tuple[int, int, int, int]
 # COCO's boxes (x1, y1, x2, y2), of photos of the validation split.
@@ -57,6 +61,20 @@ def test_it_finds_what_the_phrase_means(
     assert found.box is not None
     assert box_iou(found.box, box) > 0.5
     assert found.score > 0.5
+
+
+def test_it_is_the_checkpoint_that_lies_beside_the_code(segmenter: Segmenter) -> None:
+    kept = checkpoint.load(CHECKPOINT)
+    source = torch_segmenter(kept.model, kept.tokenizer, threshold=Bundle.open(SHIPPED).threshold)
+    for photo, phrase, _ in SEEN:
+        one, other = (s.predict(PHOTOS / photo, phrase).mask for s in (segmenter, source))
+        assert (one & other).sum() / (one | other).sum() > 0.97
+
+
+@pytest.mark.parametrize("phrase", ["white airplane", "the pizza", "red umbrella"])
+def test_it_tells_what_fits_nothing(segmenter: Segmenter, phrase: str) -> None:
+    # Docs have the threshold, which most foreign phrases stay below.
+    assert segmenter.predict(PHOTOS / "000000000599.jpg", phrase).score < 0.56
 
 
 def test_engines_agree() -> None:

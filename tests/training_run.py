@@ -35,6 +35,7 @@ from training.trainer import Batch, Trainer
 ROOT = Path(__file__).parent.parent
 SIZES: dict[str, Any] = {
     "image_encoder": "clip_resnet",
+    "image_blocks": 0,
     "input_size": 64,
     "vision_layers": [1, 1, 1, 1],
     "vision_width": 8,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 
 import numpy as np
 
@@ -62,6 +62,6 @@ class ForeignPhrases:
 
 def by_rule(shown: Collection[str], rng: np.random.Generator) -> str | None:
     """A phrase that names none of these categories; None where there is no other."""
-    nouns: Sequence[str] = sorted(n for n, covered in MEANINGS.items() if not covered & set(shown))
+    nouns = sorted(noun for noun, covered in MEANINGS.items() if covered.isdisjoint(shown))
     template = str(rng.choice(_TEMPLATES))
     return template.format(n=rng.choice(nouns)) if nouns else None

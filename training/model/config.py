@@ -136,7 +136,9 @@ STUDENT_S = CRISConfig(
     # The encoder's weights expect [-1, 1].
     mean=(0.5, 0.5, 0.5),
     std=(0.5, 0.5, 0.5),
-    image_encoder="tf_efficientnet_lite0",
+    image_encoder="tf_efficientnet_lite2",
+    # The seventh stage is one block that widens what the neck narrows again: 0.7 M parameters.
+    image_blocks=6,
     embed_dim=256,
     context_length=17,
     vocab_size=6144,
@@ -145,7 +147,7 @@ STUDENT_S = CRISConfig(
     neck_channels=(96, 192, 256),
     decoder_layers=3,
     decoder_heads=4,
-    decoder_ffn=768,
+    decoder_ffn=512,
     dropout=0.0,
     projector_channels=(96, 64),
     separable=True,
@@ -154,14 +156,12 @@ STUDENT_S = CRISConfig(
 STUDENT_XS = dataclasses.replace(
     STUDENT_S,
     name="cris_edge_xs",
-    # The seventh stage is one block of 0.6 M parameters that widens what the neck narrows again.
-    image_blocks=6,
+    image_encoder="tf_efficientnet_lite0",
     # A row of the vocabulary costs as much as it is wide, and phrases need some 6,000 of them.
     text_width=128,
     text_layers=2,
     embed_dim=128,
-    # The photo keeps its 256 px, without which small things are lost; what is done to every pixel
-    # for every phrase becomes narrow instead.
+    # What is done to every pixel for every phrase.
     neck_channels=(48, 80, 96),
     decoder_layers=2,
     decoder_ffn=256,
@@ -174,6 +174,7 @@ STUDENT_M = dataclasses.replace(
     # are called, which ImageNet's classes do not teach. It was trained at 256 px on values in
     # [0, 1] as they are.
     image_encoder="fastvit_mci0",
+    image_blocks=0,
     mean=(0.0, 0.0, 0.0),
     std=(1.0, 1.0, 1.0),
     # Of MobileCLIP2's embedding.

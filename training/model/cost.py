@@ -1,8 +1,10 @@
-"""`python -m training.model.cost`: parameters and multiply-adds of a model, part by part."""
+"""`python -m training.model.cost [MODEL ...]`: parameters and multiply-adds, part by part.
+
+MODEL is a name of training/model/config.py or a checkpoint (.safetensors); without one, all names.
+"""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +12,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from cris_edge.errors import CrisEdgeError
+from training.arguments import documented
 from training.model.config import MODELS, CRISConfig
 from training.model.cris import CRIS
 
@@ -60,14 +64,33 @@ def table(config: CRISConfig) -> str:
     return "\n".join(rows)
 
 
+EXAMPLES = """examples:
+  python -m training.model.cost cris_edge_s cris_r50
+  python -m training.model.cost training/checkpoints/cris_edge_s.safetensors
+"""
+
+
+def _config(model: str) -> CRISConfig:
+    """The sizes of what is named, or of a checkpoint."""
+    if model in MODELS:
+        return MODELS[model]
+    from training import checkpoint
+
+    return checkpoint.load(model).model.config
+
+
 def main() -> None:
     """Print the table of the models named."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("models", nargs="*", default=sorted(MODELS), help=", ".join(sorted(MODELS)))
-    for name in parser.parse_args().models:
-        if name not in MODELS:
-            parser.error(f"no model {name!r}; there are {', '.join(sorted(MODELS))}")
-        print(table(MODELS[name]), end="\n\n")
+    parser = documented("training.model.cost", __doc__, EXAMPLES)
+    names = ", ".join(sorted(MODELS))
+    parser.add_argument("models", nargs="*", default=sorted(MODELS), help=f"{names}, or a file")
+    for model in parser.parse_args().models:
+        if model not in MODELS and not model.endswith(".safetensors"):
+            parser.error(f"no model {model!r}; there are {names}")
+        try:
+            print(table(_config(model)), end="\n\n")
+        except CrisEdgeError as error:
+            parser.error(str(error))
 
 
 if __name__ == "__main__":
