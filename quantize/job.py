@@ -225,13 +225,13 @@ class _Run:
         """Race a bundle against the float one; for TensorRT against the same model in half."""
         if not self.target.tensorrt:
             both = self.float, self._segmenter(bundle)
-            return Timing(self.target.engine, *race(both, self.feeds))
+            return Timing(self.target.engine, *race(both, self.samples[0]))
         if not tensorrt_there():
             rehearse(bundle, self.say)
             return Timing(TENSORRT, {}, {})
         half = self.candidates.write((), self.workspace / "half")
         both = Segmenter(half.folder, TENSORRT), Segmenter(bundle.folder, TENSORRT)
-        return Timing(TENSORRT, *race(both, self.feeds))
+        return Timing(TENSORRT, *race(both, self.samples[0]))
 
     def _said_of_samples(self) -> str:
         photos = len({str(sample.photo.path) for sample in self.samples})

@@ -22,7 +22,6 @@ from cris_edge.errors import CrisEdgeError
 from cris_edge.files import whole_file, write_image
 from quantize.errors import QuantizeError
 from quantize.figures import Figures, agreement, table
-from quantize.samples import Feeds
 from quantize.speed import UNTIMED, race
 from quantize.written import only_written, open_judged
 from training.arguments import at_least, documented
@@ -75,7 +74,7 @@ def compare(
     evaluations = [evaluate(one, data, splits, limit=limit) for one in segmenters]
     samples = evaluations[0][0].selection.samples
     timed = [one for one in segmenters if not only_written(one)]
-    times = iter(race(timed, Feeds(segmenters[0], samples[:1])))
+    times = iter(race(timed, samples[0]))
     found = [{} if only_written(one) else next(times) for one in segmenters]
     sizes = [one.bundle.size for one in segmenters if one.bundle is not None]
     figures = map(Figures, sizes, found, evaluations)

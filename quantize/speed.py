@@ -10,7 +10,8 @@ import numpy as np
 
 from cris_edge import Segmenter
 from cris_edge.bundle import GRAPHS
-from quantize.samples import Feed, Feeds, run
+from quantize.samples import Feed, Feeds
+from training.data.samples import Sample
 
 ROUNDS, WARM = 30, 3
 """Times that each graph is run and timed, and before that."""
@@ -28,13 +29,12 @@ class Timing(NamedTuple):
     after: Milliseconds
 
 
-def race(segmenters: Sequence[Segmenter], feeds: Feeds) -> list[Milliseconds]:
-    """Time the graphs of segmenters on the first photo and phrase.
+def race(segmenters: Sequence[Segmenter], sample: Sample) -> list[Milliseconds]:
+    """Time the graphs of segmenters on a photo and a phrase, which each prepares its own way.
 
     They take turns run by run, so that what disturbs the machine for a while disturbs all.
     """
-    frame, tokens = (next(iter(feeds.of(graph))) for graph in ("photo", "phrase"))
-    inputs = [_inputs(segmenter, frame, tokens) for segmenter in segmenters]
+    inputs = [_inputs(segmenter, sample) for segmenter in segmenters]
     found: list[Milliseconds] = [{} for _ in segmenters]
     for graph in GRAPHS:
         times: list[list[float]] = [[] for _ in segmenters]
@@ -48,7 +48,6 @@ def race(segmenters: Sequence[Segmenter], feeds: Feeds) -> list[Milliseconds]:
     return [entry | {"total": round(sum(entry.values()), 3)} for entry in found]
 
 
-def _inputs(segmenter: Segmenter, frame: Feed, tokens: Feed) -> dict[str, Feed]:
-    graphs = segmenter.graphs
-    pair = run(graphs["photo"], frame) | run(graphs["phrase"], tokens)
-    return {"photo": frame, "phrase": tokens, "pair": pair}
+def _inputs(segmenter: Segmenter, sample: Sample) -> dict[str, Feed]:
+    feeds = Feeds(segmenter, [sample])
+    return {graph: next(iter(feeds.of(graph))) for graph in GRAPHS}

@@ -27,7 +27,6 @@ from cris_edge.files import whole_file
 from cris_edge.tokenizer import build as build_tokenizer
 from export.build import Job, build
 from quantize.figures import Figures
-from quantize.samples import Feeds
 from quantize.speed import race
 from training import checkpoint
 from training.arguments import at_least, documented
@@ -131,7 +130,7 @@ def _figures(kept: Path, bundle: Path, threads: int, judge: Judge | None) -> Fig
     parts = evaluate(segmenter, judge.data, judge.splits, limit=judge.limit) if judge else []
     # One and the same photo and phrase for all models, judged or not.
     (scene,) = select(SceneData(1))
-    (times,) = race([segmenter], Feeds(segmenter, scene.samples[:1]))
+    (times,) = race([segmenter], scene.samples[0])
     assert segmenter.bundle is not None
     return Figures(segmenter.bundle.size, times, parts)
 

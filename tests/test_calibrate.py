@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import numpy_helper
 
@@ -26,9 +27,11 @@ import quantize.job
 from cris_edge import Segmenter
 from cris_edge.bundle import Bundle, write_specification
 from cris_edge.errors import CrisEdgeError
+from cris_edge.segmenter import SHIPPED
 from quantize.budget import fewest
 from quantize.calibrate import main
 from quantize.errors import QuantizeError
+from quantize.graphs import read_float
 from quantize.job import Job, calibrate
 from quantize.speed import Milliseconds
 from tests.scenes import PHRASES, photo, write_folder
@@ -348,3 +351,20 @@ def test_a_bundle_of_int8_is_not_quantised_again(
     assert Bundle.open(tmp_path / "int8").precision == "int8"
     with pytest.raises(QuantizeError, match="quantised already"):
         calibrate(job(tmp_path / "int8", tmp_path / "again"), silent)
+
+
+def test_weights_in_8_bits_are_read_as_the_floats_that_they_stand_for() -> None:
+    bundle = Bundle.open(SHIPPED)
+    assert bundle.precision == "weights8"
+    model = read_float(bundle)["photo"]
+    assert {tensor.data_type for tensor in model.graph.initializer} == {onnx.TensorProto.FLOAT}
+    side = bundle.letterbox.size
+    frame = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
+    stored, read = (
+        onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"]).run(
+            None, {"frame": frame}
+        )
+        for graph in (bundle.path("photo.onnx").read_bytes(), model.SerializeToString())
+    )
+    for expected, found in zip(stored, read, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())

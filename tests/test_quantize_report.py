@@ -8,7 +8,11 @@ from pathlib import Path
 import cv2
 import pytest
 
+from export.build import Job, build
 from quantize.report import main
+from tests.export_models import PHOTOS
+from tests.scenes import small_model, small_tokenizer
+from training import checkpoint
 
 
 def test_bundles_are_compared_side_by_side(
@@ -43,6 +47,21 @@ def test_bundles_are_compared_side_by_side(
     height, width = cv2.imread(str(picture)).shape[:2]
     assert width >= 2 * 240
     assert height > 420 + 6 * 180
+
+
+def test_inputs_may_be_of_several_sizes(tmp_path: Path, small_bundle: Path) -> None:
+    model, tokenizer = small_model(small_tokenizer()), small_tokenizer()
+    checkpoint.save(tmp_path / "small.safetensors", model, tokenizer, {})
+    size = 2 * model.config.input_size
+    build(
+        Job(tmp_path / "small.safetensors", tmp_path / "larger", photos=PHOTOS, input_size=size),
+        say=lambda line: None,
+    )
+    wanted = tmp_path / "compared.json"
+    bundles = [str(small_bundle), str(tmp_path / "larger")]
+    assert main([*bundles, "--scenes", "1", "--threads", "1", "--json", str(wanted)]) == 0
+    found = json.loads(wanted.read_text())["bundles"]
+    assert all(found[bundle]["milliseconds"]["total"] > 0 for bundle in bundles)
 
 
 def test_a_bundle_named_twice_is_refused(
