@@ -375,7 +375,7 @@ def parser() -> argparse.ArgumentParser:
         choices=tuple(PREPARED),
         help="float16 stores the weights in half the space, weights8 (onnx alone) in a quarter, "
         "and both compute in float32; fp16, for jetson and its default, computes in float16 "
-        "(default elsewhere: float32)",
+        "(default elsewhere: float32); for int8 there is python -m quantize.calibrate",
     )
     add(
         "--input-size",
