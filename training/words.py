@@ -21,10 +21,9 @@ import torch
 from cris_edge.errors import CrisEdgeError
 from training import checkpoint
 from training.arguments import at_least, documented
-from training.data.batches import WORDINGS, TrainingData, build_data, encode
-from training.data.nouns import NOUNS
+from training.data.batches import TrainingData, build_data, encode, photo_samples
+from training.data.nouns import EVERY_NOUN
 from training.data.prepared import open_references
-from training.data.samples import load_samples
 from training.errors import RecipeError
 from training.model import CRIS
 from training.phrases import learn, read_phrases
@@ -45,15 +44,13 @@ def training_phrases(recipe: Recipe) -> list[str]:
         raise RecipeError(
             "kind: scenes has no phrases that people say; words are taught for photos or references"
         )
-    root = Path(recipe.data)
-    nouns = [noun for names in NOUNS.values() for noun in names]
     if recipe.kind == "references":
-        references = open_references(root).split("train")
-        return [text for reference in references for text in reference.sentences] + nouns
-    samples = load_samples(root, "train", seed=recipe.seed, wordings=WORDINGS)
-    if (root / "boxes_pseudo_instances.json").exists():
-        samples += load_samples(root, "boxes", seed=recipe.seed, wordings=WORDINGS)
-    return [sample.text for sample in samples] + nouns
+        references = open_references(Path(recipe.data)).split("train")
+        said = [text for reference in references for text in reference.sentences]
+    else:
+        labelled, boxes = photo_samples(recipe)
+        said = [sample.text for sample in labelled + boxes]
+    return [*said, *EVERY_NOUN]
 
 
 def teach_words(

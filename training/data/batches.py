@@ -17,7 +17,7 @@ from cris_edge.tokenizer import Tokenizer, build
 from training import checkpoint
 from training.data.augment import Augmentation
 from training.data.items import ItemMaker, collate, start_worker
-from training.data.nouns import CATEGORIES, NOUNS
+from training.data.nouns import CATEGORIES, EVERY_NOUN, NOUNS
 from training.data.photo_dataset import PhotoDataset
 from training.data.prepared import open_references
 from training.data.reference_dataset import ReferenceDataset
@@ -197,16 +197,25 @@ def _items(recipe: Recipe, tokenizer: Tokenizer) -> ItemMaker:
     )
 
 
-def _photos(recipe: Recipe) -> TrainingData:
-    """Photos with instances, and phrases made by rule or written."""
+def photo_samples(recipe: Recipe) -> tuple[list[Sample], list[Sample]]:
+    """What a data folder has to train on: fully labelled photos, and those with boxes, if any.
+
+    Raises:
+        DataError: files are missing or not as they should be.
+    """
     root = Path(recipe.data)
     labelled = load_samples(root, "train", seed=recipe.seed, wordings=WORDINGS)
     boxes: list[Sample] = []
     if (root / "boxes_pseudo_instances.json").exists():
         boxes = load_samples(root, "boxes", seed=recipe.seed, wordings=WORDINGS)
+    return labelled, boxes
+
+
+def _photos(recipe: Recipe) -> TrainingData:
+    """Photos with instances, and phrases made by rule or written."""
+    labelled, boxes = photo_samples(recipe)
     samples = labelled + boxes
-    nouns = [noun for names in NOUNS.values() for noun in names]
-    tokenizer = _tokenizer(recipe, [sample.text for sample in samples] + nouns)
+    tokenizer = _tokenizer(recipe, [*(sample.text for sample in samples), *EVERY_NOUN])
     dataset = PhotoDataset(
         samples,
         _items(recipe, tokenizer),
@@ -220,7 +229,8 @@ def _photos(recipe: Recipe) -> TrainingData:
     times = {True: recipe.train_repeats, False: recipe.box_repeats}
     repeats = [times[path in whole] for path in dataset.paths]
     sources = f"{len(dataset)} photos with {len(samples)} referring expressions"
-    return TrainingData(tokenizer, dataset, repeats, load_sources(root, "val"), sources)
+    validation = load_sources(recipe.data, "val")
+    return TrainingData(tokenizer, dataset, repeats, validation, sources)
 
 
 def _references(recipe: Recipe) -> TrainingData:

@@ -88,3 +88,6 @@ NOUNS: dict[str, tuple[str, ...]] = {
     for category in CATEGORIES
 }
 """Category → the nouns that fit it."""
+
+EVERY_NOUN: tuple[str, ...] = tuple(noun for nouns in NOUNS.values() for noun in nouns)
+"""The nouns of all categories in turn; one that fits several stands there as often."""
