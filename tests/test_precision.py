@@ -63,6 +63,8 @@ def test_openvino_computes_in_float32_whatever_the_cpu_has(
     segmenter = Segmenter(bundle, engine="openvino", threads=1)
     segmenter.predict(photo(), PHRASES)
     assert {options["INFERENCE_PRECISION_HINT"] for options in core.options} == {"f32"}
+    # Of weights in 8 bits; tests/test_shipped.py has the masks.
+    assert {options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] for options in core.options} == {"0"}
     assert (segmenter.info.precision, segmenter.info.computed) == ("float32", "float32")
 
 
