@@ -30,18 +30,18 @@ def conv(inputs: int, outputs: int, kernel: int = 1, separable: bool = False) ->
 
 
 def share(layer: nn.Module, features: Tensor, last: bool = False) -> Tensor:
-    """What some of its input channels contribute to a 1x1 convolution's result.
+    """What some of its input channels contribute to a convolution's result.
 
     Args:
-        layer: the convolution.
+        layer: the convolution, of one group and stride 1.
         features: its first channels (B, C, h, w), or its last ones.
         last: which of these. The first share carries the bias, if there is one.
     """
     assert isinstance(layer, nn.Conv2d)
     channels = features.shape[1]
     if last:
-        return F.conv2d(features, layer.weight[:, -channels:])
-    return F.conv2d(features, layer.weight[:, :channels], layer.bias)
+        return F.conv2d(features, layer.weight[:, -channels:], padding=layer.padding)
+    return F.conv2d(features, layer.weight[:, :channels], layer.bias, padding=layer.padding)
 
 
 class ConstantGrid(nn.Module):

@@ -86,5 +86,16 @@ class Neck(nn.Module):
         levels = torch.cat([self.lateral3(f3), self.lateral4(f4)], dim=1)
         coarse = share(self.aggregate[0], self.lateral5(f5), last=True)
         fused = self.aggregate[1:](share(self.aggregate[0], levels) + double(coarse))
-        where = self.coordinates(*fused.shape[2:]).expand(fused.shape[0], -1, -1, -1)
-        return self.final(self.located(torch.cat([fused, where], dim=1)))
+        return self.final(self._locate(fused))
+
+    def _locate(self, fused: Tensor) -> Tensor:
+        """Features that know where they are, (N, decoder_width, H/16, W/16).
+
+        The share of the coordinates in a convolution is a constant; concatenated in float32 they
+        would keep the whole of it from INT8. Depthwise it is little either way.
+        """
+        where = self.coordinates(*fused.shape[2:])
+        first = self.located[0]
+        if first.groups == 1:
+            return self.located[1:](share(first, fused) + share(first, where, last=True))
+        return self.located(torch.cat([fused, where.expand(fused.shape[0], -1, -1, -1)], dim=1))
