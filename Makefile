@@ -30,9 +30,10 @@ model: $(VENV)/.dev ## the bundle that ships, anew: make model DATA=folder (docs
 		--config training/configs/cris_edge_s.yaml $(addprefix --phrases ,$(wildcard $(DATA)/expressions.txt.gz)) data=$(DATA)
 	$(BIN)/python -m training.train --config training/configs/cris_edge_s.yaml --out runs/model \
 		data=$(DATA) start_from=runs/words.safetensors $(if $(wildcard runs/model/state-*.safetensors),--resume)
-	$(BIN)/python -m training.compact runs/model/best.safetensors --out training/checkpoints/cris_edge_s.safetensors
+	$(BIN)/python -m training.compact runs/model/best.safetensors --threshold 0.25 \
+		--out training/checkpoints/cris_edge_s.safetensors
 	$(BIN)/python -m export.build --checkpoint training/checkpoints/cris_edge_s.safetensors --target onnx \
-		--precision weights8 --threshold 0.25 --out cris_edge/models/cris_edge_s
+		--precision weights8 --out cris_edge/models/cris_edge_s
 	$(BIN)/python -m training.probe cris_edge/models/cris_edge_s --data $(DATA) --json probe.json
 
 clean:

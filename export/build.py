@@ -39,7 +39,6 @@ from export.whole import write_whole
 from training import checkpoint
 from training.checkpoint import Checkpoint
 from training.model import CRIS
-from training.model.config import THRESHOLD
 
 PHOTOS = Path("samples/photos")
 TOKENIZER = "tokenizer.json"
@@ -107,8 +106,8 @@ class Job:
     """Also as one file, the folder's name with `.zip`."""
     whole: bool = False
     """Also as one graph, the folder's name with `.onnx`; of the target `onnx` alone."""
-    threshold: float = THRESHOLD
-    """Probability above which a pixel belongs to the mask."""
+    threshold: float | None = None
+    """Probability above which a pixel belongs to the mask; None: the checkpoint's."""
     input_size: int | None = None
     """Side of the input in pixels; None: the one that the model was trained at."""
 
@@ -131,7 +130,7 @@ def build(job: Job, say: Callable[[str], None] = print) -> list[Agreement]:
     """
     out = job.out.resolve()
     job = _with_precision(job)
-    if not 0 < job.threshold < 1:
+    if job.threshold is not None and not 0 < job.threshold < 1:
         raise ExportError(
             f"--threshold: expected a probability between 0 and 1, got {job.threshold}"
         )
@@ -245,7 +244,7 @@ def _description(job: Job, kept: Checkpoint, specs: Mapping[str, GraphSpec]) -> 
         },
         "text": {"tokenizer": TOKENIZER, "word_len": config.word_len},
         "mask": {
-            "threshold": job.threshold,
+            "threshold": kept.threshold if job.threshold is None else job.threshold,
             "stride": 4,
             "interpolation": "cubic",
             "align_corners": True,
@@ -329,7 +328,7 @@ EXAMPLES = """
 examples:
   # the bundle that ships: ONNX, read by ONNX Runtime and OpenVINO, weights stored in 8 bits
   python -m export.build --checkpoint training/checkpoints/cris_edge_s.safetensors --target onnx \\
-      --precision weights8 --threshold 0.25 --out cris_edge/models/cris_edge_s
+      --precision weights8 --out cris_edge/models/cris_edge_s
 
   # OpenVINO's own files, as a folder (bundles/s_ov) and as one file (bundles/s_ov.zip)
   python -m export.build --checkpoint runs/s/best.safetensors --target openvino \\
@@ -386,10 +385,9 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--threshold",
         type=float,
-        default=THRESHOLD,
         metavar="P",
-        help="probability above which a pixel belongs to the mask (default: %(default)s, as the "
-        "CRIS authors have it); training.evaluate --threshold tells what another one is worth",
+        help="probability above which a pixel belongs to the mask (default: the checkpoint's own); "
+        "training.evaluate --threshold tells what another one is worth",
     )
     add("--out", type=Path, required=True, help="the bundle's folder; an older bundle is replaced")
     add("--zip", action="store_true", help="also write the bundle as one file, OUT.zip")

@@ -64,9 +64,21 @@ def test_everything_comes_back_exactly(saved: Path, model: CRIS, tokenizer: Toke
     assert kept.model.config == model.config
     assert same(kept.model.state_dict(), model.state_dict())
     assert kept.tokenizer.to_json() == tokenizer.to_json()
+    assert kept.threshold == 0.35
     assert kept.metadata == NOTES | {"format": checkpoint.FORMAT}
     assert same(kept.extra, EXTRA)
     assert not kept.model.training
+
+
+def test_where_its_masks_end_comes_back(
+    saved: Path, tmp_path: Path, model: CRIS, tokenizer: Tokenizer
+) -> None:
+    path = tmp_path / "pale.safetensors"
+    checkpoint.save(path, model, tokenizer, NOTES, threshold=0.1 + 0.2)
+    assert checkpoint.load(path).threshold == 0.1 + 0.2
+    # One of before this was kept.
+    rewrite(saved, drop="threshold")
+    assert checkpoint.load(saved).threshold == 0.35
 
 
 def test_the_model_that_comes_back_gives_the_same_logits(saved: Path, model: CRIS) -> None:
@@ -256,6 +268,15 @@ def test_headers_that_lack_or_garble_a_part_are_refused(
         rewrite(saved, **{name: text})
     with pytest.raises(CheckpointError, match="the header does not fit the tensors"):
         checkpoint.load(saved)
+
+
+@pytest.mark.parametrize("text", ["", "a third", "nan", "inf", "0", "1", "-0.25", "35"])
+def test_a_threshold_that_is_no_probability_is_refused(text: str, saved: Path) -> None:
+    rewrite(saved, threshold=text)
+    with pytest.raises(CheckpointError, match="threshold: expected a probability") as error:
+        checkpoint.load(saved)
+    assert f"{saved}: " in str(error.value)
+    assert str(error.value).endswith(f"got {text!r}")
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.scenes import small_model, small_tokenizer
+from quantize.job import Job, calibrate
+from tests.scenes import sensitive_model, small_model, small_tokenizer
 from training import checkpoint
 from training.compact import main
+from training.predictor import open_segmenter
+from training.selection import SceneData
 
 
 @pytest.fixture
@@ -62,6 +65,39 @@ def test_a_row_of_zeros_stays_zero(tmp_path: Path) -> None:
     checkpoint.save(path, model, tokenizer, {}, compact=True)
     weight = checkpoint.load(path).model.text_encoder.tower.token_embedding.weight
     assert torch.equal(weight[0], torch.zeros_like(weight[0]))
+
+
+def test_its_masks_end_where_it_is_told_or_where_they_did(source: Path, tmp_path: Path) -> None:
+    paths = [tmp_path / f"{name}.safetensors" for name in ("untold", "told", "kept", "told_again")]
+    untold, told, kept, again = map(str, paths)
+    assert main([str(source), "--out", untold]) == 0
+    assert main([str(source), "--out", told, "--threshold", "0.25"]) == 0
+    assert main([told, "--out", kept]) == 0
+    assert main([told, "--out", again, "--threshold", "0.5"]) == 0
+    assert [checkpoint.load(path).threshold for path in paths] == [0.35, 0.25, 0.25, 0.5]
+    assert open_segmenter(kept).threshold == 0.25
+
+
+def test_what_is_calibrated_from_it_ends_its_masks_there_too(tmp_path: Path) -> None:
+    tokenizer = small_tokenizer()
+    whole, told = tmp_path / "whole.safetensors", tmp_path / "told.safetensors"
+    checkpoint.save(whole, sensitive_model(tokenizer), tokenizer, {})
+    assert main([str(whole), "--out", str(told), "--threshold", "0.25"]) == 0
+    job = Job(
+        tmp_path / "int8", SceneData(2), "scenes", checkpoint=told, target="onnx", budget=100.0,
+        samples=2, limit=1, threads=1, force=True,
+    )  # fmt: skip
+    assert calibrate(job, say=lambda line: None).threshold == 0.25
+
+
+@pytest.mark.parametrize("value", ["0", "1", "25", "nan"])
+def test_a_threshold_that_is_no_probability_is_refused(
+    value: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "small.safetensors"
+    assert main([str(source), "--out", str(out), "--threshold", value]) == 2
+    assert "threshold: expected a probability between 0 and 1" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_it_is_small_and_says_so(

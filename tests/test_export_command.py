@@ -33,7 +33,7 @@ def tokenizer() -> Tokenizer:
 def kept(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
     """A checkpoint."""
     path = tmp_path_factory.mktemp("checkpoints") / "clip_resnet.safetensors"
-    checkpoint.save(path, make_model("clip_resnet", tokenizer), tokenizer, NOTES)
+    checkpoint.save(path, make_model("clip_resnet", tokenizer), tokenizer, NOTES, threshold=0.25)
     return path
 
 
@@ -101,6 +101,7 @@ def test_an_older_bundle_is_replaced_whole(tmp_path: Path, kept: Path) -> None:
     assert not (out / "left.over").exists()
     assert [entry.name for entry in out.parent.iterdir()] == ["bundle"]
     assert Bundle.open(out).precision == "float32"
+    assert Bundle.open(out).threshold == 0.25
 
 
 def test_a_model_is_exported_for_another_input(tmp_path: Path, kept: Path) -> None:

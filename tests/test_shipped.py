@@ -65,7 +65,8 @@ def test_it_finds_what_the_phrase_means(
 
 def test_it_is_the_checkpoint_that_lies_beside_the_code(segmenter: Segmenter) -> None:
     kept = checkpoint.load(CHECKPOINT)
-    source = torch_segmenter(kept.model, kept.tokenizer, threshold=Bundle.open(SHIPPED).threshold)
+    assert kept.threshold == segmenter.threshold
+    source = torch_segmenter(kept.model, kept.tokenizer, kept.threshold)
     for photo, phrase, _ in SEEN:
         one, other = (s.predict(PHOTOS / photo, phrase).mask for s in (segmenter, source))
         assert (one & other).sum() / (one | other).sum() > 0.97

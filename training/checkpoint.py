@@ -1,7 +1,8 @@
-"""Checkpoints: safetensors with the configuration and the tokenizer inside, written whole."""
+"""Checkpoints: safetensors with all that a model needs to be used inside, written whole."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from cris_edge.files import whole_file
 from cris_edge.tokenizer import Tokenizer
 from training.errors import CheckpointError
 from training.model import CRIS, CRISConfig
+from training.model.config import THRESHOLD
 
 FORMAT = "cris-edge-checkpoint-1"
 MODEL = "model."
@@ -31,6 +33,8 @@ class Checkpoint:
     model: CRIS
     """In evaluation mode, on the CPU."""
     tokenizer: Tokenizer
+    threshold: float
+    """Probability above which a pixel belongs to the mask, in (0, 1)."""
     metadata: dict[str, str]
     """Free text by name: training data, accuracy as JSON, versions."""
     extra: dict[str, Tensor]
@@ -44,6 +48,7 @@ def save(
     metadata: Mapping[str, str],
     extra: Mapping[str, Tensor] | None = None,
     *,
+    threshold: float = THRESHOLD,
     compact: bool = False,
 ) -> None:
     """Write a checkpoint whole or not at all: temporary name, sync, rename.
@@ -54,10 +59,12 @@ def save(
         tokenizer: what turns phrases into the ids that this model knows.
         metadata: free text by name.
         extra: more tensors by name, for going on with the training.
+        threshold: probability above which a pixel belongs to the mask, in (0, 1).
         compact: round the model's matrices and kernels to 8 bits, its vectors to float16.
 
     Raises:
-        CheckpointError: the tensors cannot be written, as on a full disk.
+        CheckpointError: the tensors cannot be written, as on a full disk, or the threshold is no
+            such probability.
         OSError: the folder cannot be written to.
     """
     tensors = {MODEL + name: tensor for name, tensor in model.state_dict().items()}
@@ -68,6 +75,7 @@ def save(
         "format": FORMAT,
         "config": model.config.to_json(),
         "tokenizer": tokenizer.to_json(),
+        "threshold": str(_threshold(path, threshold)),
     }
     try:
         with whole_file(path) as temporary:
@@ -98,6 +106,8 @@ def load(path: str | Path) -> Checkpoint:
         raise CheckpointError(
             f"{path}: expected the format {FORMAT!r}, found {header.get('format')!r}"
         )
+    # Checkpoints of before it was kept have none.
+    threshold = _threshold(path, header.pop("threshold", THRESHOLD))
     try:
         model = CRIS(CRISConfig.from_json(header.pop("config")))
         tokenizer = Tokenizer.from_json(header.pop("tokenizer"))
@@ -105,7 +115,19 @@ def load(path: str | Path) -> Checkpoint:
     except (CrisEdgeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: the header does not fit the tensors: {error}") from error
     extra = {k: v for k, v in tensors.items() if not k.startswith((MODEL, SCALE))}
-    return Checkpoint(model.eval(), tokenizer, header, extra)
+    return Checkpoint(model.eval(), tokenizer, threshold, header, extra)
+
+
+def _threshold(path: str | Path, value: str | float) -> float:
+    try:
+        threshold = float(value)
+    except ValueError:
+        threshold = math.nan
+    if not 0 < threshold < 1:
+        raise CheckpointError(
+            f"{path}: threshold: expected a probability between 0 and 1, got {value!r}"
+        )
+    return threshold
 
 
 def _rounded(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

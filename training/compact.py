@@ -2,7 +2,8 @@
 
 Every matrix and kernel is rounded to 8 bits with a scale for each output channel (the largest
 magnitude is 127), everything else to float16. What is read back are float32 weights again: rounded
-ones, so judge the small checkpoint anew. For keeping and sending models; the speed stays.
+ones, so judge the small checkpoint anew. For keeping and sending models; the speed stays. With
+--threshold its masks end at another probability, wherever the checkpoint is judged or exported.
 """
 
 from __future__ import annotations
@@ -16,15 +17,22 @@ from cris_edge.errors import CrisEdgeError
 from training import checkpoint
 
 
-def compact(source: Path, out: Path) -> None:
+def compact(source: Path, out: Path, threshold: float | None = None) -> None:
     """Write a checkpoint's model, tokenizer and notes in small; the state of training is left out.
 
+    Args:
+        source, out: checkpoints.
+        threshold: probability above which a pixel belongs to the mask, in (0, 1); None: the
+            source's own.
+
     Raises:
-        CheckpointError: the source is no checkpoint, or `out` cannot be written.
+        CheckpointError: the source is no checkpoint, the threshold no such probability, or `out`
+            cannot be written.
     """
     kept = checkpoint.load(source)
     notes = kept.metadata | {"weights": "8 bits an output channel, vectors in float16"}
-    checkpoint.save(out, kept.model, kept.tokenizer, notes, compact=True)
+    ends = kept.threshold if threshold is None else threshold
+    checkpoint.save(out, kept.model, kept.tokenizer, notes, threshold=ends, compact=True)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -35,6 +43,13 @@ def parser() -> argparse.ArgumentParser:
     )
     arguments.add_argument("source", type=Path, help="a checkpoint (.safetensors)")
     arguments.add_argument("--out", type=Path, required=True, help="the checkpoint to write")
+    arguments.add_argument(
+        "--threshold",
+        type=float,
+        metavar="P",
+        help="probability above which a pixel belongs to the mask (default: the source's own); "
+        "training.evaluate --threshold tells what one is worth",
+    )
     return arguments
 
 
@@ -42,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; one line on stderr and 2 where something is refused."""
     options = parser().parse_args(argv)
     try:
-        compact(options.source, options.out)
+        compact(options.source, options.out, options.threshold)
     except (CrisEdgeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -45,7 +45,7 @@ def open_segmenter(path: str | Path, engine: str = "auto", threads: int | None =
         return Segmenter(path, engine=engine, threads=threads)
     _require_torch(engine, path)
     kept = checkpoint.load(path)
-    return _placed(kept.model, kept.tokenizer, threads)
+    return _placed(kept.model, kept.tokenizer, kept.threshold, threads)
 
 
 def open_official(
@@ -70,7 +70,7 @@ def open_official(
     """
     _require_torch(engine, Path(path))
     model, tokenizer = load_official(Path(path), word_len=word_len, decoder_heads=decoder_heads)
-    return _placed(model, tokenizer, threads)
+    return _placed(model, tokenizer, THRESHOLD, threads)
 
 
 def _require_torch(engine: str, path: Path) -> None:
@@ -81,12 +81,12 @@ def _require_torch(engine: str, path: Path) -> None:
         )
 
 
-def _placed(model: CRIS, tokenizer: Tokenizer, threads: int | None) -> Segmenter:
+def _placed(model: CRIS, tokenizer: Tokenizer, threshold: float, threads: int | None) -> Segmenter:
     """On this process's GPU where there is one."""
     if threads is not None:
         torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch_segmenter(model.to(device), tokenizer)
+    return torch_segmenter(model.to(device), tokenizer, threshold)
 
 
 def torch_segmenter(model: CRIS, tokenizer: Tokenizer, threshold: float = THRESHOLD) -> Segmenter:

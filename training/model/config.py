@@ -10,7 +10,8 @@ from typing import Any
 import timm
 
 THRESHOLD = 0.35
-"""Probability above which a pixel belongs to the mask, as the CRIS authors have it."""
+"""Probability above which a pixel belongs to the mask, as the CRIS authors have it: that of every
+checkpoint that does not say another."""
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
