@@ -91,6 +91,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="CHART",
         help="quantise every layer alone, whatever the loss, and draw there what it does",
     )
+    add("--zip", action="store_true", help="also write the bundle as one file, OUT.zip: smaller")
     add("--force", action="store_true", help="write the bundle in any case; it says why not")
     return arguments
 
@@ -111,6 +112,7 @@ def _job(options: argparse.Namespace) -> Job:
         threads=options.threads,
         chart=options.sensitivity,
         graphs=tuple(options.graphs),
+        zip=options.zip,
         force=options.force,
     )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cris_edge import Segmenter
-from cris_edge.bundle import GRAPHS, Bundle
+from cris_edge.bundle import GRAPHS, Bundle, write_zip
 from export import build as export
 from export.tensorrt import check_peak, largest_halves, rehearse
 from quantize.account import Account
@@ -65,6 +65,8 @@ class Job:
     """Those that may have layers in INT8."""
     chart: Path | None = None
     """Sweep the layers whatever the loss, and draw that there."""
+    zip: bool = False
+    """Also as one file, the folder's name with `.zip`."""
     force: bool = False
 
 
@@ -84,13 +86,16 @@ def calibrate(job: Job, say: Say = print) -> Bundle:
     if not math.isfinite(job.budget) or job.budget < 0:
         raise QuantizeError(f"expected a budget of 0 points of mIoU or more, got {job.budget:g}")
     out = job.out.resolve()
-    export.check_place(out, [])
+    beside = [out.with_name(f"{out.name}.zip")] if job.zip else []
+    export.check_place(out, beside)
     anchor = next(parent for parent in out.parents if parent.is_dir())
     try:
         with tempfile.TemporaryDirectory(dir=anchor, prefix=f".{out.name}.") as workspace:
             folder = Path(workspace) / out.name
             bundle = _Run(job, Path(workspace), say).write(folder)
-            export.put_in_place(bundle, out, [], Path(workspace), say)
+            for place in beside:
+                write_zip(bundle, Path(workspace) / place.name)
+            export.put_in_place(bundle, out, beside, Path(workspace), say)
     except OSError as error:
         raise QuantizeError(
             f"{out}: the bundle cannot be written: {error.strerror or error}; make room, or choose "

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import json
 import os
 import sys
@@ -42,7 +43,7 @@ from typing import Any
 from cris_edge.engines import installed
 from cris_edge.errors import CrisEdgeError, InputError
 from samples.bench import machine
-from samples.bench.contender import Model, contenders, references
+from samples.bench.contender import Model, contenders, references, unreadable
 from samples.bench.models import find_model
 from samples.bench.rounds import Say, all_figures, run_rounds
 from samples.bench.startup import startups
@@ -72,10 +73,14 @@ def measure(options: argparse.Namespace, say: Say) -> dict[str, Any]:
         if options.models:
             say(f"opening {', '.join(options.models)}")
             models = [find_model(given, Path(workspace)) for given in options.models]
+        for model, engine in itertools.product(models, engines):
+            if reason := unreadable(model, engine):
+                notes.append(f"{model.name} on {engine} is left out: {reason}")
         all_of_them = contenders(models, engines, options.threads) + plain
         entries = run_rounds(all_of_them, options.rounds, options.repetitions, say)
         say("fresh processes")
-        runtime = startups(models[0], engines, options.threads[-1], options.starts)
+        reading = [engine for engine in engines if not unreadable(models[0], engine)]
+        runtime = startups(models[0], reading, options.threads[-1], options.starts)
     return {
         "machine": machine.describe(),
         "notes": notes,

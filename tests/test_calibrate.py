@@ -99,8 +99,8 @@ def test_an_int8_bundle_runs_and_tells_what_it_is(
     nodes: str,
 ) -> None:
     told(monkeypatch, times_faster=2.0)
-    bundle = calibrate(job(sensitive_bundle, tmp_path / "int8", target=target), silent)
-    segmenter = Segmenter(bundle.folder, engine=engine, threads=1)
+    bundle = calibrate(job(sensitive_bundle, tmp_path / "int8", target=target, zip=True), silent)
+    segmenter = Segmenter(tmp_path / "int8.zip", engine=engine, threads=1)
     assert (segmenter.info.precision, segmenter.info.computed) == ("int8", "int8")
     assert bundle.about["target"]["name"] == target
     assert nodes.encode() in b"".join(
@@ -120,7 +120,8 @@ def test_an_int8_bundle_runs_and_tells_what_it_is(
     assert [name.partition(":")[0] for name in report["layers"]["float"]] == ["pair", "pair"]
     assert all(name.startswith("scene-1-") for name in report["calibration"]["photos"])
     assert "verification" not in bundle.about
-    assert [entry.name for entry in tmp_path.iterdir()] == ["int8"]
+    assert {entry.name for entry in tmp_path.iterdir()} == {"int8", "int8.zip"}
+    assert (tmp_path / "int8.zip").stat().st_size < 0.9 * bundle.size
 
 
 def test_layers_go_back_to_float_until_the_budget_is_kept(

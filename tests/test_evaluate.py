@@ -122,6 +122,8 @@ def test_a_checkpoint_opens_as_the_model_that_was_saved(
 def test_what_cannot_be_opened_is_refused(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="torch runs, not openvino"):
         open_segmenter(saved, engine="openvino")
+    with pytest.raises(EngineError, match="a checkpoint runs in float32, not in bfloat16"):
+        open_segmenter(saved, precision="bfloat16")
     with pytest.raises(CheckpointError, match="no such file"):
         open_segmenter(tmp_path / "none.safetensors")
 

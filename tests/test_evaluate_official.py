@@ -99,6 +99,9 @@ def test_word_len_is_asked_for_and_belongs_to_it(
     checkpoint.save(ours, small_model(tokenizer), tokenizer, {})
     line = refused(capsys, str(ours), "--word-len", "17", "--data", str(data))
     assert "--word-len is for --official" in line
+    said = ("--official", "--word-len", "17", "--precision", "bfloat16")
+    line = refused(capsys, str(theirs), *said, "--data", str(data))
+    assert "--precision is for bundles" in line
     line = refused(capsys, str(theirs), "--official", "--word-len", "2", "--data", str(data))
     assert "expected a whole number from 3 up, got 2" in line
 

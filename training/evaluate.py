@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cris_edge import Segmenter
+from cris_edge.engines.base import OFFERED
 from cris_edge.errors import CrisEdgeError
 from cris_edge.files import whole_file
 from training.arguments import at_least, documented
@@ -156,7 +157,7 @@ def data_of(arguments: argparse.Namespace) -> Data:
 def _open(arguments: argparse.Namespace) -> Segmenter:
     model, engine, threads = arguments.model, arguments.engine, arguments.threads
     if not arguments.official:
-        return open_segmenter(model, engine, threads)
+        return open_segmenter(model, engine, threads, arguments.precision)
     return open_official(
         model,
         word_len=arguments.word_len,
@@ -211,6 +212,11 @@ def parser() -> argparse.ArgumentParser:
     add("--limit", type=number, help="at most so many samples of each part, spread evenly")
     add("--engine", default="auto", help="of a bundle: auto, onnxruntime, openvino")
     add("--threads", type=number, help="processor threads; default: the engine's choice")
+    add(
+        "--precision",
+        choices=OFFERED,
+        help="of a bundle: to compute in, where the processor has it; default: the bundle's own",
+    )
     add("--json", type=Path, help="write figures, every sample, versions and machine there")
     add("--sheet", type=Path, help="write sheets of overlays there: NAME-derived.png, …")
     official = arguments.add_argument_group("a checkpoint of the CRIS authors' code")
@@ -236,6 +242,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         )
     if options.word_len is not None and not options.official:
         arguments.error("--word-len is for --official; other models know theirs")
+    if options.official and options.precision is not None:
+        arguments.error("--precision is for bundles; a checkpoint runs in float32")
     if options.model.suffix in PICKLES and not options.official:
         arguments.error(
             f"{options.model}: add --official and --word-len for a checkpoint of the CRIS "

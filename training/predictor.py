@@ -25,7 +25,12 @@ from training.model import CRIS, PHRASE, CRISConfig
 from training.model.config import THRESHOLD
 
 
-def open_segmenter(path: str | Path, engine: str = "auto", threads: int | None = None) -> Segmenter:
+def open_segmenter(
+    path: str | Path,
+    engine: str = "auto",
+    threads: int | None = None,
+    precision: str | None = None,
+) -> Segmenter:
     """Open what `training.evaluate` evaluates.
 
     Args:
@@ -34,15 +39,21 @@ def open_segmenter(path: str | Path, engine: str = "auto", threads: int | None =
         engine: of a bundle, as `Segmenter` takes it; a checkpoint takes `auto` or `torch`.
         threads: None lets the engine choose. For a checkpoint it is torch's number of threads,
             which holds for the whole process.
+        precision: that a bundle is computed in, as `Segmenter` takes it; a checkpoint has float32.
 
     Raises:
         CheckpointError: the checkpoint is missing or damaged.
         BundleError: the bundle is.
-        EngineError: the engine does not run what `path` is.
+        EngineError: the engine does not run what `path` is, or not in that precision.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        return Segmenter(path, engine=engine, threads=threads)
+        return Segmenter(path, engine=engine, threads=threads, precision=precision)
+    if precision is not None:
+        raise EngineError(
+            f"{path}: a checkpoint runs in float32, not in {precision}; "
+            "leave the precision out, or give a bundle made by export.build"
+        )
     _require_torch(engine, path)
     kept = checkpoint.load(path)
     return _placed(kept.model, kept.tokenizer, kept.threshold, threads)

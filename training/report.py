@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 
 import cris_edge
+from cris_edge.engines.base import OFFERED
 from cris_edge.segmenter import Info
 from training.baselines import Ellipse
 from training.evaluation import Evaluation, Record
@@ -110,8 +111,9 @@ class Part:
 def provenance(info: Info, data: str, splits: Sequence[str], threshold: float) -> list[str]:
     """What figures were measured with and on, a line each."""
     threads = "its own choice" if info.threads is None else str(info.threads)
+    computed = f" in {info.computed}" if info.computed in OFFERED else ""
     return [
-        f"engine     {info.engine} {info.engine_version}, threads: {threads}",
+        f"engine     {info.engine} {info.engine_version}{computed}, threads: {threads}",
         f"data       {data}, split {', '.join(splits)}",
         f"threshold  probability > {threshold:g}",
         "machine    {processor}, {cores} cores, {system}".format(**describe_machine()),

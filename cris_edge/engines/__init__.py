@@ -61,6 +61,17 @@ def open_engine(name: str) -> Engine:
     return engine
 
 
+def unread(engine: Engine, bundle: Bundle) -> str | None:
+    """Why an engine cannot read a bundle's files; None where it can."""
+    kinds = {PurePath(graph.file).suffix for graph in bundle.graphs.values()}
+    if kinds <= set(engine.suffixes):
+        return None
+    return (
+        f"{engine.name} reads {', '.join(engine.suffixes)} files; "
+        f"the bundle {bundle.name} has {', '.join(sorted(kinds))}"
+    )
+
+
 def choose_engine(name: str, bundle: Bundle, precision: str | None = None) -> Engine:
     """The engine of that name; for `auto` the best that is installed and runs the bundle.
 
@@ -78,28 +89,25 @@ def choose_engine(name: str, bundle: Bundle, precision: str | None = None) -> En
             f"no precision {precision!r} to compute in; there is {', '.join(OFFERED)}, "
             "or leave precision out for the bundle's own"
         )
-    kinds = {PurePath(graph.file).suffix for graph in bundle.graphs.values()}
     if name != "auto":
         engine = open_engine(name)
-        if not kinds <= set(engine.suffixes):
-            raise EngineError(
-                f"{name} reads {', '.join(engine.suffixes)} files; "
-                f"the bundle {bundle.name} has {', '.join(sorted(kinds))}"
-            )
+        if reason := unread(engine, bundle):
+            raise EngineError(reason)
         if precision is not None and (reason := engine.refuses(precision)):
             raise EngineError(f"{reason}; leave precision out")
         return engine
     reasons = []
     for candidate in filter(answers, installed()):
         engine = open_engine(candidate)
-        if not kinds <= set(engine.suffixes):
+        if unread(engine, bundle):
             continue
         if precision is None or not (reason := engine.refuses(precision)):
             return engine
         reasons.append(reason)
     if reasons:
         raise EngineError(f"no installed engine can: {'; '.join(reasons)}; leave precision out")
+    kinds = sorted({PurePath(graph.file).suffix for graph in bundle.graphs.values()})
     raise EngineError(
-        f"no installed engine runs the bundle {bundle.name} ({', '.join(sorted(kinds))} files); "
+        f"no installed engine runs the bundle {bundle.name} ({', '.join(kinds)} files); "
         "run: pip install 'cris-edge[onnxruntime]' or 'cris-edge[openvino]'"
     )

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cris_edge.engines import open_engine
+from cris_edge.bundle import Bundle
+from cris_edge.engines import open_engine, unread
 from cris_edge.engines.base import OFFERED
-from cris_edge.errors import EngineError
+from cris_edge.errors import CrisEdgeError, EngineError
 
 REFERENCE = "cris"
 """The kind of the contender that all others are compared with, where it takes part."""
@@ -61,15 +62,32 @@ class Model:
 def contenders(
     models: Sequence[Model], engines: Sequence[str], threads: Sequence[int]
 ) -> list[Contender]:
-    """Every model on every engine with every number of threads, in every precision it has here."""
+    """Every model on every engine with every number of threads, in every precision it has here.
+
+    Engines that do not read a model's files are left out (`unreadable`).
+    """
     precisions = {engine: (None, *offered(engine)) for engine in engines}
     return [
         Contender(model.name, count, "bundle", engine, model.bundle, precision, model.note)
         for count in threads
         for model in models
         for engine in engines
+        if unreadable(model, engine) is None
         for precision in precisions[engine]
     ]
+
+
+def unreadable(model: Model, engine: str) -> str | None:
+    """Why an engine is none for a model's files, as ONNX Runtime is for OpenVINO's.
+
+    None where it reads them, and where model or engine are broken: their own line will tell.
+    """
+    if model.bundle is None:
+        return None
+    try:
+        return unread(open_engine(engine), Bundle.open(model.bundle))
+    except CrisEdgeError:
+        return None
 
 
 def offered(engine: str) -> list[str]:
