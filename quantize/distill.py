@@ -61,6 +61,9 @@ def distil(recipe: DistillRecipe, out: Path, resume: bool, device: torch.device)
         return Distillation(model, recipe, teacher)
 
     def start(_: Recipe, data: TrainingData, device: torch.device) -> Trainer:
+        if not (recipe.soft_masks or recipe.relations or recipe.features):
+            # Phrases alone: the teacher need not see the photos.
+            return Trainer(recipe, data, device, build=build)
         data.readers[TEACHER] = (teacher.tokenizer, teacher.word_len)
         return Trainer(recipe, data, device, build=build, teach=teach)
 

@@ -104,6 +104,25 @@ def test_a_lesson_of_no_weight_is_not_given(recipe: Path, teacher: Path, tmp_pat
     assert losses.keys() == {"mask", "dice", "which", "soft_masks"}
 
 
+def test_phrases_alone_are_taught_without_showing_the_teacher_photos(
+    recipe: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phrases = tmp_path / "phrases.txt"
+    phrases.write_text("red circle\nblue square\n", encoding="utf-8")
+    taught: list[int] = []
+    learnt = distill.teach_phrases
+    monkeypatch.setattr(
+        "quantize.distill.teach_phrases",
+        lambda *args, **options: taught.append(len(learnt(*args, **options))),
+    )
+    monkeypatch.delattr("quantize.teachers.CheckpointTeacher.show")
+    more = [f"texts={phrases}", "text_steps=3", "text_batch=2", "epochs=1"]
+    none = ["soft_masks=0", "relations=0", "features=0"]
+    assert run(recipe, tmp_path / "out", teacher, *none, *more) == 0
+    assert taught == [3]
+    assert log(tmp_path / "out")[0]["losses"].keys() == {"mask", "dice", "which"}
+
+
 def test_a_run_that_was_stopped_goes_on_as_if_it_were_not(
     recipe: Path, teacher: Path, tmp_path: Path
 ) -> None:
