@@ -92,7 +92,7 @@ def table(found: dict[str, list[Figures]]) -> str:
             spread = statistics.stdev(miou) if len(miou) > 1 else 0.0
             mean = statistics.mean(miou)
             lines.append(
-                f"{way or AS_IT_IS:<48}{source:<16}{len(runs):>6}{mean:>7.1f}{spread:>6.1f}"
+                f"{way or AS_IT_IS:<47} {source:<16}{len(runs):>6}{mean:>7.1f}{spread:>6.1f}"
                 f"{mean - base:>+7.1f}{precision:>7.1f}"
             )
     return "\n".join(lines)
