@@ -15,7 +15,7 @@ import weakref
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from cris_edge.errors import BundleError
@@ -114,6 +114,11 @@ class Bundle:
     def size(self) -> int:
         """Bytes of all its files."""
         return sum((self.folder / name).stat().st_size for name in self.about["files"])
+
+    @property
+    def suffixes(self) -> set[str]:
+        """Of the graphs' main files, by which engines know what they read."""
+        return {PurePath(graph.file).suffix for graph in self.graphs.values()}
 
 
 def write_specification(folder: Path, fields: Mapping[str, Any]) -> Bundle:
@@ -296,6 +301,7 @@ class _Fields:
             raise BundleError(f"{self.where}: expected an object, got {type(self.values).__name__}")
 
     def typed(self, name: str, kind: type) -> Any:
+        """A field of just this type, or BundleError; a bool is no int here."""
         if name not in self.values:
             raise BundleError(f"{self.where}: the field {name!r} is missing")
         value = self.values[name]
@@ -332,6 +338,7 @@ class _Fields:
         return value
 
     def only(self, name: str, value: object) -> None:
+        """Refuse any value but the one that this runtime knows."""
         if self.typed(name, type(value)) != value:
             raise BundleError(
                 f"{self.where}.{name}: this runtime knows {value!r} alone, "
@@ -339,6 +346,7 @@ class _Fields:
             )
 
     def triple(self, name: str) -> tuple[float, float, float]:
+        """Three finite numbers, one a channel."""
         values = self.typed(name, list)
         if len(values) != 3 or not all(type(v) in (int, float) for v in values):
             raise BundleError(f"{self.where}.{name}: expected three numbers, got {values!r}")

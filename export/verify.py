@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cris_edge import Segmenter
 from cris_edge.bundle import Bundle
-from cris_edge.engines import answers, installed, open_engine
+from cris_edge.engines import answers, installed, open_engine, unread
 from cris_edge.engines.base import Engine
 from cris_edge.errors import EngineError
 from cris_edge.photo import Photo, as_photo
@@ -129,13 +129,12 @@ def verify(
             no number.
         InputError: a photo cannot be read.
     """
-    kinds = {PurePath(graph.file).suffix for graph in bundle.graphs.values()}
     opened = map(open_engine, filter(answers, installed()))
-    engines = [engine for engine in opened if kinds <= set(engine.suffixes)]
+    engines = [engine for engine in opened if not unread(engine, bundle)]
     if not engines:
         raise ExportError(
-            f"no engine for {', '.join(sorted(kinds))} is installed, so the export cannot be "
-            "checked; run: pip install 'cris-edge[export]'"
+            f"no engine for {', '.join(sorted(bundle.suffixes))} is installed, so the export "
+            "cannot be checked; run: pip install 'cris-edge[export]'"
         )
     reference = _Reference(checkpoint, stored, tokenizer, bundle.threshold)
     pixels = [as_photo(path) for path in photos]

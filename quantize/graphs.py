@@ -53,12 +53,11 @@ def read_float(bundle: Bundle) -> dict[str, onnx.ModelProto]:
     """
     if bundle.precision == "int8":
         raise QuantizeError(f"{bundle.name} is quantised already; give the float bundle")
-    suffixes = {Path(spec.file).suffix for spec in bundle.graphs.values()}
-    if bundle.precision == "fp16" or suffixes != {".onnx"}:
+    if bundle.precision == "fp16" or bundle.suffixes != {".onnx"}:
         raise QuantizeError(
             f"expected a bundle of ONNX graphs that compute in float32, got {bundle.precision} "
-            f"and {', '.join(sorted(suffixes))}; give a bundle of export.build --target onnx, or "
-            "its --checkpoint"
+            f"and {', '.join(sorted(bundle.suffixes))}; give a bundle of export.build --target "
+            "onnx, or its --checkpoint"
         )
     graphs = {name: _widen(bundle.path(spec.file)) for name, spec in bundle.graphs.items()}
     for name, model in graphs.items():

@@ -73,13 +73,16 @@ def measure(options: argparse.Namespace, say: Say) -> dict[str, Any]:
         if options.models:
             say(f"opening {', '.join(options.models)}")
             models = [find_model(given, Path(workspace)) for given in options.models]
+        pairs = []
         for model, engine in itertools.product(models, engines):
             if reason := unreadable(model, engine):
                 notes.append(f"{model.name} on {engine} is left out: {reason}")
-        all_of_them = contenders(models, engines, options.threads) + plain
+            else:
+                pairs.append((model, engine))
+        all_of_them = contenders(pairs, options.threads) + plain
         entries = run_rounds(all_of_them, options.rounds, options.repetitions, say)
         say("fresh processes")
-        reading = [engine for engine in engines if not unreadable(models[0], engine)]
+        reading = [engine for model, engine in pairs if model is models[0]]
         runtime = startups(models[0], reading, options.threads[-1], options.starts)
     return {
         "machine": machine.describe(),

@@ -105,7 +105,8 @@ def test_bfloat16_has_a_line_where_an_engine_can(monkeypatch: pytest.MonkeyPatch
         return Able()
 
     monkeypatch.setattr("samples.bench.contender.open_engine", opened)
-    found = contenders([Model("small", None)], ["onnxruntime", "openvino"], [1, 2])
+    small = Model("small", None)
+    found = contenders([(small, "onnxruntime"), (small, "openvino")], [1, 2])
     assert [one.label for one in found if one.threads == 2] == [
         "small, onnxruntime, 2 threads",
         "small, openvino, 2 threads",

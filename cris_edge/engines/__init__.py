@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 import logging
 import os
-from pathlib import PurePath
 
 from cris_edge.bundle import Bundle
 from cris_edge.engines.base import OFFERED, Engine
@@ -63,12 +62,11 @@ def open_engine(name: str) -> Engine:
 
 def unread(engine: Engine, bundle: Bundle) -> str | None:
     """Why an engine cannot read a bundle's files; None where it can."""
-    kinds = {PurePath(graph.file).suffix for graph in bundle.graphs.values()}
-    if kinds <= set(engine.suffixes):
+    if bundle.suffixes <= set(engine.suffixes):
         return None
     return (
         f"{engine.name} reads {', '.join(engine.suffixes)} files; "
-        f"the bundle {bundle.name} has {', '.join(sorted(kinds))}"
+        f"the bundle {bundle.name} has {', '.join(sorted(bundle.suffixes))}"
     )
 
 
@@ -106,8 +104,8 @@ def choose_engine(name: str, bundle: Bundle, precision: str | None = None) -> En
         reasons.append(reason)
     if reasons:
         raise EngineError(f"no installed engine can: {'; '.join(reasons)}; leave precision out")
-    kinds = sorted({PurePath(graph.file).suffix for graph in bundle.graphs.values()})
+    kinds = ", ".join(sorted(bundle.suffixes))
     raise EngineError(
-        f"no installed engine runs the bundle {bundle.name} ({', '.join(kinds)} files); "
+        f"no installed engine runs the bundle {bundle.name} ({kinds} files); "
         "run: pip install 'cris-edge[onnxruntime]' or 'cris-edge[openvino]'"
     )

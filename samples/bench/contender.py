@@ -59,20 +59,13 @@ class Model:
     note: str = ""
 
 
-def contenders(
-    models: Sequence[Model], engines: Sequence[str], threads: Sequence[int]
-) -> list[Contender]:
-    """Every model on every engine with every number of threads, in every precision it has here.
-
-    Engines that do not read a model's files are left out (`unreadable`).
-    """
-    precisions = {engine: (None, *offered(engine)) for engine in engines}
+def contenders(pairs: Sequence[tuple[Model, str]], threads: Sequence[int]) -> list[Contender]:
+    """Pairs of model and engine with every number of threads, in every precision there is here."""
+    precisions = {engine: (None, *offered(engine)) for engine in {engine for _, engine in pairs}}
     return [
         Contender(model.name, count, "bundle", engine, model.bundle, precision, model.note)
         for count in threads
-        for model in models
-        for engine in engines
-        if unreadable(model, engine) is None
+        for model, engine in pairs
         for precision in precisions[engine]
     ]
 
