@@ -100,18 +100,34 @@ def test_the_parts_of_a_batch_add_up_to_it(accumulate: int, recipe: Path) -> Non
 
 
 @pytest.mark.parametrize("frozen", ["true", "false"])
-def test_what_is_computed_again_is_the_very_same(frozen: str, recipe: Path) -> None:
-    sizes = "sizes=" + json.dumps(SIZES | {"dropout": 0.3, "vision_layers": [2, 1, 1, 1]})
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        {"vision_layers": [2, 1, 1, 1]},
+        {"image_encoder": "tf_efficientnet_lite0", "image_blocks": 6},
+        {"image_encoder": MODELS["cris_edge_m"].image_encoder},
+    ],
+    ids=["clip", "efficientnet", "mobileclip"],
+)
+def test_what_is_computed_again_is_the_very_same(
+    encoder: dict[str, object], frozen: str, recipe: Path
+) -> None:
+    sizes = "sizes=" + json.dumps(SIZES | {"dropout": 0.3} | encoder)
     common = [sizes, f"frozen_statistics={frozen}"]
     kept, again = start(recipe, *common), start(recipe, *common, "recompute=true")
-    calls = []
+    calls: list[nn.Module] = []
     for trainer in (kept, again):
         (layer,) = trainer.model.decoder.layers
-        hook = cast("nn.Module", layer.self_norm).register_forward_hook(lambda *_: calls.append(1))
+        stages = trainer.model.image_encoder.stages
+        leaves = [next(p for p in stage.modules() if not [*p.children()]) for stage in stages]
+        inside = [cast("nn.Module", layer.self_norm), *leaves]
+        hooks = [part.register_forward_hook(lambda m, *_: calls.append(m)) for part in inside]
         assert len(masks(learn(trainer, 1))) == 1
-        hook.remove()
-    # Once going on; with the option once more going back.
-    assert len(calls) == 1 + 2
+        # Once going on; with the option once more going back.
+        times = 1 + (trainer is again)
+        assert [calls.count(part) for part in inside] == [times] * len(inside)
+        for hook in hooks:
+            hook.remove()
     assert learn(kept, 4) == learn(again, 4)
     ours, theirs = tensors(again), tensors(kept)
     assert ours.keys() == theirs.keys()

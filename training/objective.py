@@ -97,10 +97,8 @@ def recompute(model: CRIS) -> None:
     A third more work for the memory of activations. Statistics of batch norm are taken once, not
     twice, so that a run is the same with and without.
     """
-    trunk = model.image_encoder.trunk
-    stages = [child for name, child in trunk.named_children() if name.startswith("layer")]
     for module in (
-        *stages,
+        *model.image_encoder.stages,
         *model.decoder.layers,
         model.projector.stride8,
         model.projector.stride4,

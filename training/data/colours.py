@@ -18,6 +18,17 @@ _HUES = ((8, "red"), (21, "orange"), (34, "yellow"), (85, "green"), (130, "blue"
          (150, "purple"), (171, "pink"), (180, "red"))  # fmt: skip
 
 
+_ALIKE = (
+    {"red", "orange", "brown", "pink"}, {"orange", "yellow", "brown"}, {"white", "grey"},
+    {"black", "grey"}, {"pink", "purple"}, {"purple", "blue"}, {"black", "brown"},
+)  # fmt: skip
+
+
+def alike(first: str, second: str) -> bool:
+    """Whether one colour is the other, or may be taken for it."""
+    return first == second or any({first, second} <= group for group in _ALIKE)
+
+
 def pixel_colours(bgr: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Index into `COLOURS` for every pixel of a (H, W, 3) uint8 BGR picture; 255: in between."""
     hue, saturation, value = (

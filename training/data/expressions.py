@@ -12,6 +12,7 @@ import numpy as np
 
 from training.data import layout
 from training.data.coco import Instance, Photo
+from training.data.colours import alike
 from training.data.mirror import mirror
 from training.data.nouns import MEANINGS, NOUNS
 
@@ -231,18 +232,8 @@ def _colour(group: _Group) -> Iterator[_Fact]:
         return
     for index, name in enumerate(names):
         rivals = names[:index] + names[index + 1 :]
-        if name and not any(rival and _alike(name, rival) for rival in rivals):
+        if name and not any(rival and alike(name, rival) for rival in rivals):
             yield index, _say(group.noun, "{c} {n}", "the {c} {n}", "{n} that is {c}", c=name)
-
-
-_ALIKE = (
-    {"red", "orange", "brown", "pink"}, {"orange", "yellow", "brown"}, {"white", "grey"},
-    {"black", "grey"}, {"pink", "purple"}, {"purple", "blue"}, {"black", "brown"},
-)  # fmt: skip
-
-
-def _alike(first: str, second: str) -> bool:
-    return first == second or any({first, second} <= group for group in _ALIKE)
 
 
 def _relation(group: _Group) -> Iterator[_Fact]:

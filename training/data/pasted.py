@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as rle_codec
 
+from training.data.clothes import said_of_clothes
 from training.data.coco import Instance, Photo
 from training.data.cutouts import Cutout, Cutouts, look, scaled
 from training.data.expressions import derive
 from training.data.layout import Box
+from training.data.painting import PAINTABLE, in_colours
 from training.data.samples import Sample
 from training.errors import DataError
 
@@ -35,6 +37,8 @@ TRIES = 10
 """Places that are tried for a cut-out."""
 LEVEL = 0.6
 """Chance that what has rivals stands on a line with them."""
+COLOURED = 0.35
+"""Chance that what is pasted differs in colour."""
 OTHER = 0.5
 """Chance of a cut-out of another class beside the rivals."""
 
@@ -92,7 +96,8 @@ class Paster:
             return []
         pasted = composition.photo()
         instances = pasted.by_id
-        made = derive(pasted, composition.colours, seed=int(rng.integers(1 << 31)))
+        seed = int(rng.integers(1 << 31))
+        made = derive(pasted, composition.colours, seed) + said_of_clothes(pasted, seed)
         return [Sample(pasted, instances[e.instance_id], e.text, e.kind, "derived") for e in made]
 
 
@@ -119,23 +124,39 @@ class _Plan:
         self._free = sorted(self._by_category.keys() - crowds)
         here = {instance.category for instance in photo.instances}
         self._shared = [category for category in self._free if category in here]
+        # A thing's colour is said where those of all its kind are clear, as they are here alone.
+        self._paintable = [
+            c for c in self._free if c in PAINTABLE and (c == "person" or c not in here)
+        ]
 
     def groups(self) -> list[_Group]:
         """Draw the groups: one to four cut-outs in all."""
         if not self._free:
             return []
-        if self._shared and self._rng.random() < 0.4:
-            groups = [self._rivals(self._pick(self._shared))]
-        elif self._rng.random() < 0.6:
-            groups = [self._twins(self._pick(self._free))]
-        else:
-            groups = [self._kin(self._pick(self._free))]
+        groups = [self._first()]
         taken = groups[0].cutouts[0].category
         others = [category for category in self._free if category != taken]
         if others and self._rng.random() < OTHER:
             one = self._one(self._pick(others))
             groups.append(_Group([one], [self._own_side(one)]))
         return groups
+
+    def _first(self) -> _Group:
+        if self._paintable and self._rng.random() < COLOURED:
+            coloured = self._coloured(self._pick(self._paintable))
+            if coloured.cutouts:
+                return coloured
+        if self._shared and self._rng.random() < 0.4:
+            return self._rivals(self._pick(self._shared))
+        if self._rng.random() < 0.6:
+            return self._twins(self._pick(self._free))
+        return self._kin(self._pick(self._free))
+
+    def _coloured(self, category: str) -> _Group:
+        """The same one in two or three colours; an empty group where they would not be clear."""
+        one = self._one(category)
+        cutouts = in_colours(one, int(self._rng.integers(2, 4)), self._rng)
+        return _Group(cutouts, [self._own_side(one) for _ in cutouts])
 
     def _rivals(self, category: str) -> _Group:
         """One or two, about as large as one of the class that is in the photo."""

@@ -89,6 +89,12 @@ class CLIPImageEncoder(nn.Module):
             config.vision_grid, config.input_size // 32, 32 * width, config.embed_dim
         )
 
+    @property
+    def stages(self) -> list[nn.Module]:
+        """What follows the stem, in order."""
+        trunk = self.trunk
+        return [trunk.layer1, trunk.layer2, trunk.layer3, trunk.layer4]
+
     def forward(self, image: Tensor) -> Features:
         """(B, 3, H, W) normalised RGB to features at strides 8, 16, 32."""
         trunk = self.trunk
@@ -119,6 +125,14 @@ class TimmImageEncoder(nn.Module):
         self.channels = cast(
             "tuple[int, int, int]", tuple(channels[place] for place in self.places)
         )
+
+    @property
+    def stages(self) -> list[nn.Module]:
+        """What follows the stem, in order, as timm's families name it."""
+        if isinstance(blocks := getattr(self.trunk, "blocks", None), nn.Sequential):
+            return list(blocks)
+        named = self.trunk.named_children()
+        return [part for name, part in named if name.startswith(("stages", "layer"))]
 
     def forward(self, image: Tensor) -> Features:
         """(B, 3, H, W) normalised RGB to features at strides 8, 16, 32."""
