@@ -20,7 +20,6 @@ from typing import Any
 
 import cris_edge
 from cris_edge.bundle import Bundle, GraphSpec, write_specification, write_zip
-from cris_edge.errors import CrisEdgeError
 from export.errors import ExportError
 from export.graphs import Source, split
 from export.onnx import OPSET, export_onnx
@@ -37,6 +36,7 @@ from export.weights import (
 )
 from export.whole import write_whole
 from training import checkpoint
+from training.arguments import refusals
 from training.checkpoint import Checkpoint
 from training.model import CRIS
 
@@ -412,12 +412,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the result is its exit status."""
     options = vars(parser().parse_args(arguments))
-    try:
-        build(Job(**options | {"photos": tuple(options["photos"])}))
-    except (CrisEdgeError, OSError) as error:
-        print(f"export.build: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return refusals(lambda: build(Job(**options | {"photos": tuple(options["photos"])})))
 
 
 if __name__ == "__main__":

@@ -18,10 +18,9 @@ from pathlib import Path
 from types import FrameType
 
 from cris_edge.bundle import GRAPHS
-from cris_edge.errors import CrisEdgeError
 from quantize.candidate import TARGETS
 from quantize.job import CALIBRATED_WITH, Job, calibrate
-from training.arguments import at_least, documented
+from training.arguments import at_least, documented, refusals
 from training.evaluate import data_of
 
 EXAMPLES = """examples:
@@ -144,14 +143,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     try:
         with _clean_end():
-            calibrate(_job(options))
+            return refusals(lambda: calibrate(_job(options)))
     except _Terminated:
         print("quantize.calibrate: ended by SIGTERM", file=sys.stderr)
         raise
-    except (CrisEdgeError, OSError) as error:
-        print(f"quantize.calibrate: {error}", file=sys.stderr)
-        return 2
-    return 0
 
 
 if __name__ == "__main__":

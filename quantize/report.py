@@ -18,13 +18,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cris_edge.errors import CrisEdgeError
 from cris_edge.files import whole_file, write_image
 from quantize.errors import QuantizeError
 from quantize.figures import Figures, agreement, table
 from quantize.speed import UNTIMED, race
 from quantize.written import only_written, open_judged
-from training.arguments import at_least, documented
+from training.arguments import at_least, documented, refusals
 from training.evaluate import data_of, evaluate
 from training.evaluation import Record
 from training.report import describe_machine, today
@@ -243,12 +242,7 @@ def run(options: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; one line on stderr and 2 where something is refused."""
     options = parser().parse_args(argv)
-    try:
-        run(options)
-    except (CrisEdgeError, OSError) as error:
-        print(f"quantize.report: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return refusals(lambda: run(options))
 
 
 if __name__ == "__main__":

@@ -22,14 +22,13 @@ import onnxruntime
 import torch
 
 from cris_edge import Segmenter
-from cris_edge.errors import CrisEdgeError
 from cris_edge.files import whole_file
 from cris_edge.tokenizer import build as build_tokenizer
 from export.build import Job, build
 from quantize.figures import Figures
 from quantize.speed import race
 from training import checkpoint
-from training.arguments import at_least, documented
+from training.arguments import at_least, documented, refusals
 from training.data.vocabulary import student_tokenizer
 from training.errors import CheckpointError
 from training.evaluate import data_of, evaluate
@@ -270,12 +269,7 @@ def run(options: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; one line on stderr and 2 where something is refused."""
     options = parse(argv)
-    try:
-        run(options)
-    except (CrisEdgeError, OSError) as error:
-        print(f"quantize.students: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return refusals(lambda: run(options))
 
 
 if __name__ == "__main__":

@@ -297,7 +297,7 @@ def test_the_command_ends_with_one_line_and_status_2(
     arguments = ["--bundle", str(sensitive_bundle), "--scenes", "2", "--out", str(tmp_path / "q")]
     assert main([*arguments, "--budget", "-1"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("quantize.calibrate: ")
+    assert error.startswith("error: ")
     assert "0 points of mIoU or more, got -1" in error
     assert not list(tmp_path.iterdir())
     with pytest.raises(SystemExit, match="0"):

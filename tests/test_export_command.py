@@ -189,7 +189,7 @@ def test_the_command_ends_with_one_line_and_status_2(
          "--photos", str(PHOTOS[0])]
     )  # fmt: skip
     assert status == 2
-    assert capsys.readouterr().err.startswith("export.build: ")
+    assert capsys.readouterr().err.startswith("error: ")
     assert not list(tmp_path.iterdir())
 
 

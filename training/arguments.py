@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
+
+from cris_edge.errors import CrisEdgeError
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -35,3 +38,14 @@ def documented(name: str, about: str | None, examples: str) -> argparse.Argument
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def refusals(run: Callable[[], object]) -> int:
+    """Run a command: 0, or 2 after one line on stderr where something is refused."""
+    try:
+        run()
+    except (CrisEdgeError, OSError) as error:
+        # Tensors that do not fit are listed a line each.
+        print("error:", "; ".join(str(error).split("\n  ")), file=sys.stderr)
+        return 2
+    return 0

@@ -21,9 +21,8 @@ from dataclasses import asdict, dataclass
 import torch
 from tqdm import tqdm
 
-from cris_edge.errors import CrisEdgeError
 from training import distributed
-from training.arguments import at_least
+from training.arguments import at_least, refusals
 from training.data.batches import build_data
 from training.model import CRIS
 from training.model.cost import multiply_adds
@@ -200,14 +199,11 @@ def run(arguments: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; one line on stderr and 2 where something is refused."""
+    options = parser().parse_args(argv)
     try:
-        run(parser().parse_args(argv))
-    except CrisEdgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return refusals(lambda: run(options))
     finally:
         distributed.stop()
-    return 0
 
 
 if __name__ == "__main__":

@@ -16,9 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cris_edge.errors import CrisEdgeError
 from cris_edge.letterbox import Letterbox
-from training.arguments import at_least
+from training.arguments import at_least, refusals
 from training.data.labels import MASK_STRIDE, Labels
 from training.data.references import Sentences
 from training.data.samples import Sample
@@ -80,23 +79,23 @@ def parser() -> argparse.ArgumentParser:
     return arguments
 
 
+def run(options: argparse.Namespace) -> None:
+    """Print a line for each part, size and way."""
+    data = SceneData(options.scenes) if options.scenes else open_data(options.data)
+    # A reference has one mask, however many sentences.
+    sentences: Sentences | None = "first" if isinstance(data, ReferenceData) else None
+    for part in select(data, options.split, sentences):
+        samples = part.samples[: options.first]
+        print(f"{part.name}, {len(samples)} samples")
+        for size in options.size:
+            figures = (f"{way} {100 * ceiling(samples, size, way):5.1f}" for way in WAYS)
+            print(f"  {size} px: mIoU {'  '.join(figures)}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print a line for each part, size and way; 2 where something is refused."""
+    """Run the command; one line on stderr and 2 where something is refused."""
     options = parser().parse_args(argv)
-    try:
-        data = SceneData(options.scenes) if options.scenes else open_data(options.data)
-        # A reference has one mask, however many sentences.
-        sentences: Sentences | None = "first" if isinstance(data, ReferenceData) else None
-        for part in select(data, options.split, sentences):
-            samples = part.samples[: options.first]
-            print(f"{part.name}, {len(samples)} samples")
-            for size in options.size:
-                figures = (f"{way} {100 * ceiling(samples, size, way):5.1f}" for way in WAYS)
-                print(f"  {size} px: mIoU {'  '.join(figures)}")
-    except CrisEdgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return refusals(lambda: run(options))
 
 
 if __name__ == "__main__":

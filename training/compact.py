@@ -13,8 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cris_edge.errors import CrisEdgeError
 from training import checkpoint
+from training.arguments import refusals
 
 
 def compact(source: Path, out: Path, threshold: float | None = None) -> None:
@@ -53,17 +53,17 @@ def parser() -> argparse.ArgumentParser:
     return arguments
 
 
+def run(options: argparse.Namespace) -> None:
+    """Compact, and print what that saves."""
+    compact(options.source, options.out, options.threshold)
+    before, after = (path.stat().st_size / 1e6 for path in (options.source, options.out))
+    print(f"{options.out}: {after:.2f} MB, from {before:.2f} MB")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; one line on stderr and 2 where something is refused."""
     options = parser().parse_args(argv)
-    try:
-        compact(options.source, options.out, options.threshold)
-    except (CrisEdgeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    before, after = (path.stat().st_size / 1e6 for path in (options.source, options.out))
-    print(f"{options.out}: {after:.2f} MB, from {before:.2f} MB")
-    return 0
+    return refusals(lambda: run(options))
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from cris_edge.errors import CrisEdgeError
 from training import distributed
+from training.arguments import refusals
 from training.recipe import Recipe, read_recipe
 from training.report import describe_machine, today
 from training.run_log import LOG
@@ -132,20 +132,20 @@ def compare(
     train: Callable[[_Kind, Path, bool, torch.device], None],
 ) -> int:
     """Compare as told and print; one line on stderr and 2 where something is refused."""
-    try:
+
+    def run() -> None:
         found = train_ways(
             options.config, options.set, options.way, options.seeds, options.out, kind, train
         )
-    except (CrisEdgeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        machine = "{processor}, {cores} cores".format(**describe_machine())
+        print(f"{options.config} {' '.join(options.set)}")
+        print(f"{machine}, {today()}; last validation, per cent")
+        print(table(found))
+
+    try:
+        return refusals(run)
     finally:
         distributed.stop()
-    machine = describe_machine()
-    print(f"{options.config} {' '.join(options.set)}")
-    print(f"{machine['processor']}, {machine['cores']} cores, {today()}; last validation, per cent")
-    print(table(found))
-    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

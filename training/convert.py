@@ -15,10 +15,9 @@ from pathlib import Path
 import torch
 
 from cris_edge.bundle import sha256
-from cris_edge.errors import CrisEdgeError
 from cris_edge.tokenizer import Tokenizer, build
 from training import checkpoint
-from training.arguments import at_least
+from training.arguments import at_least, refusals
 from training.data.vocabulary import clip_merges
 from training.errors import CheckpointError
 from training.model import CRIS
@@ -122,23 +121,22 @@ def parser() -> argparse.ArgumentParser:
     return arguments
 
 
+def run(options: argparse.Namespace) -> None:
+    """Convert, and print what the model is."""
+    model = convert(
+        options.source,
+        options.out,
+        word_len=options.word_len,
+        decoder_heads=options.decoder_heads,
+    )
+    config, millions = model.config, parameters(model) / 1e6
+    print(f"{config.name}: {millions:.2f} M parameters, word_len {config.word_len}, {options.out}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; one line on stderr and 2 where something is refused."""
     options = parser().parse_args(argv)
-    try:
-        model = convert(
-            options.source,
-            options.out,
-            word_len=options.word_len,
-            decoder_heads=options.decoder_heads,
-        )
-    except (CrisEdgeError, OSError) as error:
-        # Tensors that do not fit are listed a line each.
-        print("error:", "; ".join(str(error).split("\n  ")), file=sys.stderr)
-        return 2
-    config, millions = model.config, parameters(model) / 1e6
-    print(f"{config.name}: {millions:.2f} M parameters, word_len {config.word_len}, {options.out}")
-    return 0
+    return refusals(lambda: run(options))
 
 
 if __name__ == "__main__":

@@ -14,9 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import astuple
 from pathlib import Path
 
-from cris_edge.errors import CrisEdgeError
 from cris_edge.files import whole_file
-from training.arguments import at_least
+from training.arguments import at_least, refusals
 from training.data import own
 from training.data.prepared import count, write_references
 from training.data.problems import Problem, check_photos, find_problems, without
@@ -166,26 +165,26 @@ def parser() -> argparse.ArgumentParser:
     return arguments
 
 
+def run(options: argparse.Namespace) -> None:
+    """Prepare, and print what was found."""
+    out = options.out or options.root / "prepared" / options.dataset
+    data = prepare(
+        options.root,
+        options.dataset,
+        out,
+        photos=options.photos,
+        skip_broken=options.skip_broken,
+        photo_check=not options.no_photo_check,
+        workers=options.workers,
+    )
+    print("\n".join(table(data)))
+    print(out)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; one line on stderr and 2 where something is refused."""
     options = parser().parse_args(argv)
-    out = options.out or options.root / "prepared" / options.dataset
-    try:
-        data = prepare(
-            options.root,
-            options.dataset,
-            out,
-            photos=options.photos,
-            skip_broken=options.skip_broken,
-            photo_check=not options.no_photo_check,
-            workers=options.workers,
-        )
-    except (CrisEdgeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print("\n".join(table(data)))
-    print(out)
-    return 0
+    return refusals(lambda: run(options))
 
 
 if __name__ == "__main__":

@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from cris_edge import Segmenter
-from cris_edge.errors import CrisEdgeError
 from cris_edge.files import whole_file
 from cris_edge.segmenter import Info
 from training import checkpoint
-from training.arguments import at_least, documented
+from training.arguments import at_least, documented, refusals
 from training.errors import DataError
 from training.evaluation import Evaluation
 from training.hearing import FULL, SIDE, SWAPPED, WRONG, Hearing, listen
@@ -185,13 +184,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; one line on stderr and 2 where something is refused."""
     options = parser().parse_args(argv)
-    try:
-        run(options)
-    except (CrisEdgeError, OSError) as error:
-        # Tensors that do not fit are listed a line each.
-        print("error:", "; ".join(str(error).split("\n  ")), file=sys.stderr)
-        return 2
-    return 0
+    return refusals(lambda: run(options))
 
 
 if __name__ == "__main__":

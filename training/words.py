@@ -18,9 +18,8 @@ from pathlib import Path
 
 import torch
 
-from cris_edge.errors import CrisEdgeError
 from training import checkpoint
-from training.arguments import at_least, documented
+from training.arguments import at_least, documented, refusals
 from training.data.batches import TrainingData, build_data, encode, photo_samples
 from training.data.nouns import EVERY_NOUN
 from training.data.prepared import open_references
@@ -153,12 +152,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; one line on stderr and 2 where something is refused."""
     options = parser().parse_args(argv)
-    try:
-        run(options)
-    except (CrisEdgeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return refusals(lambda: run(options))
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cris_edge.errors import CrisEdgeError
 from cris_edge.files import write_image
+from training.arguments import refusals
 from training.data.pasted import Paster
 from training.data.prepared import DESCRIPTION, open_references
 from training.data.references import samples_of
@@ -102,6 +102,13 @@ def _pasted(options: argparse.Namespace) -> list[Sample]:
     return samples
 
 
+def run(options: argparse.Namespace) -> None:
+    """Draw and write the sheet."""
+    samples = _load(options)
+    write_image(options.output, sheet(samples, options.columns, options.rows, options.seed))
+    print(f"{options.output}: of {len(samples)} samples")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0, or 2 after a line on stderr."""
     parser = argparse.ArgumentParser(prog="training.data.show", description=__doc__)
@@ -121,15 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path, default=Path("sheet.png"))
     options = parser.parse_args(arguments)
-    try:
-        samples = _load(options)
-        picture = sheet(samples, options.columns, options.rows, options.seed)
-        write_image(options.output, picture)
-    except (CrisEdgeError, OSError) as error:
-        print(f"training.data.show: {error}", file=sys.stderr)
-        return 2
-    print(f"{options.output}: of {len(samples)} samples")
-    return 0
+    return refusals(lambda: run(options))
 
 
 if __name__ == "__main__":
