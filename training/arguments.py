@@ -45,7 +45,11 @@ def refusals(run: Callable[[], object]) -> int:
     try:
         run()
     except (CrisEdgeError, OSError) as error:
-        # Tensors that do not fit are listed a line each.
-        print("error:", "; ".join(str(error).split("\n  ")), file=sys.stderr)
+        print(refusal(error), file=sys.stderr)
         return 2
     return 0
+
+
+def refusal(error: Exception) -> str:
+    """The line that tells of an error: tensors that do not fit are listed a line each in it."""
+    return "error: " + "; ".join(str(error).split("\n  "))

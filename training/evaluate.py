@@ -19,7 +19,7 @@ from cris_edge import Segmenter
 from cris_edge.engines.base import OFFERED
 from cris_edge.errors import CrisEdgeError
 from cris_edge.files import whole_file
-from training.arguments import at_least, documented
+from training.arguments import at_least, documented, refusal
 from training.baselines import (
     Ellipse,
     best_ellipse,
@@ -261,8 +261,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (CrisEdgeError, OSError) as error:
         rank, _ = world()
         if rank == 0:
-            # Tensors that do not fit are listed a line each.
-            print("error:", "; ".join(str(error).split("\n  ")), file=sys.stderr)
+            print(refusal(error), file=sys.stderr)
         return 2
     finally:
         stop()

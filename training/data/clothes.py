@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from training.data.coco import Instance, Photo
-from training.data.colours import COLOURS, alike, dominant, pixel_colours
+from training.data.colours import COLOURS, alike, dominant, smooth_colours
 from training.data.expressions import MIN_SHARE, Expression
 
 WORN = frozenset(COLOURS) - {"brown", "pink", "grey"}
@@ -57,9 +56,10 @@ def said_of_clothes(photo: Photo, seed: int = 0) -> list[Expression]:
     people = [instance for instance in photo.instances if instance.category == "person"]
     if not people or any(person.crowd or not person.has_mask for person in people):
         return []
-    names = pixel_colours(np.asarray(cv2.blur(photo.read(), (3, 3)), np.uint8))
-    worn = [_worn(photo, person, names) for person in people]
-    shown = [_shares(names[person.mask()]) for person in people]
+    names = smooth_colours(photo.read())
+    masks = [person.mask() for person in people]
+    worn = [_worn(person, mask, names) for person, mask in zip(people, masks, strict=True)]
+    shown = [_shares(names[mask]) for mask in masks]
     rng = np.random.default_rng((seed, photo.id, 1))
     made: list[Expression] = []
     for index, (person, colour) in enumerate(zip(people, worn, strict=True)):
@@ -69,14 +69,14 @@ def said_of_clothes(photo: Photo, seed: int = 0) -> list[Expression]:
     return made
 
 
-def _worn(photo: Photo, person: Instance, names: NDArray[np.uint8]) -> str | None:
+def _worn(person: Instance, mask: NDArray[np.bool_], names: NDArray[np.uint8]) -> str | None:
     """The colour of somebody's upper body, if it is clear and one would point at the person."""
     x1, y1, x2, y2 = (round(value) for value in person.box)
     rows = upper_body(y2 - y1, x2 - x1)
-    if rows is None or person.area < MIN_SHARE * photo.width * photo.height:
+    if rows is None or person.area < MIN_SHARE * mask.size:
         return None
     part = slice(y1 + rows.start, y1 + rows.stop)
-    colour = dominant(names[part][person.mask()[part]])
+    colour = dominant(names[part][mask[part]])
     return colour if colour in WORN else None
 
 

@@ -55,6 +55,11 @@ def pixel_colours(bgr: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return names
 
 
+def smooth_colours(bgr: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The same of a picture without its grain, as things in it are asked for their colours."""
+    return pixel_colours(np.asarray(cv2.blur(bgr, (3, 3)), np.uint8))
+
+
 def dominant(names: NDArray[np.uint8]) -> str | None:
     """The colour that covers most of an object, or None where no colour clearly does.
 
@@ -76,6 +81,6 @@ def name_colours(photo: Photo) -> dict[int, str]:
     wanted = [i for i in photo.instances if i.has_mask and not i.crowd and i.category != "person"]
     if not wanted:
         return {}
-    names = pixel_colours(np.asarray(cv2.blur(photo.read(), (3, 3)), np.uint8))
+    names = smooth_colours(photo.read())
     found = {instance.id: dominant(names[instance.mask()]) for instance in wanted}
     return {key: name for key, name in found.items() if name is not None}

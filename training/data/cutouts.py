@@ -12,7 +12,7 @@ from pycocotools import mask as rle_codec
 
 from training.data.augment import Augmentation, jittered
 from training.data.coco import Instance, Photo
-from training.data.colours import dominant, pixel_colours
+from training.data.colours import dominant, smooth_colours
 
 LEAST_SIDE = 24
 """Root of the smallest area, in pixels."""
@@ -76,7 +76,7 @@ def cut_out(photo: Photo) -> tuple[list[Cutout], dict[int, str]]:
         DataError: the photo cannot be decoded.
     """
     picture = photo.read()
-    names = pixel_colours(np.asarray(cv2.blur(picture, (3, 3)), np.uint8))
+    names = smooth_colours(picture)
     framed = _framed(picture)
     cutouts: list[Cutout] = []
     colours: dict[int, str] = {}

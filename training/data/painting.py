@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.data.clothes import upper_body
-from training.data.colours import alike, dominant, pixel_colours
+from training.data.colours import alike, dominant, smooth_colours
 from training.data.cutouts import Cutout
 
 PAINTABLE = frozenset((
@@ -43,13 +43,14 @@ def in_colours(cutout: Cutout, count: int, rng: np.random.Generator) -> list[Cut
     Returns:
         `count` cut-outs; none where the colours would not be plain to see.
     """
-    part = _part(cutout)
+    hsv = np.asarray(cv2.cvtColor(cutout.bgra[..., :3], cv2.COLOR_BGR2HSV), np.uint8)
+    part = _part(cutout, hsv)
     painted: list[tuple[str, Cutout]] = []
     for colour in (str(name) for name in rng.permutation(list(_PAINTS))):
         if any(alike(colour, other) for other, _ in painted):
             continue
-        bgra = _painted(cutout.bgra, part, colour)
-        if dominant(_names(bgra)[part]) == colour:
+        bgra = _painted(cutout.bgra, hsv[..., 2], part, colour)
+        if dominant(smooth_colours(bgra[..., :3])[part]) == colour:
             own = None if cutout.category == "person" else colour
             painted.append((colour, dataclasses.replace(cutout, bgra=bgra, colour=own)))
         if len(painted) == count:
@@ -57,7 +58,7 @@ def in_colours(cutout: Cutout, count: int, rng: np.random.Generator) -> list[Cut
     return []
 
 
-def _part(cutout: Cutout) -> NDArray[np.bool_]:
+def _part(cutout: Cutout, hsv: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """The pixels that are painted."""
     inside = cutout.bgra[..., 3] > 127
     if cutout.category != "person":
@@ -65,27 +66,21 @@ def _part(cutout: Cutout) -> NDArray[np.bool_]:
     rows = upper_body(*inside.shape)
     part = np.zeros_like(inside)
     if rows is not None:
-        hue, saturation, _ = cv2.split(_hsv(cutout.bgra))
+        hue, saturation, _ = cv2.split(hsv)
         skin = (hue < _SKIN[0]) & (saturation > _SKIN[1]) & (saturation < _SKIN[2])
         part[rows] = (inside & ~skin)[rows]
     return part
 
 
-def _painted(bgra: NDArray[np.uint8], part: NDArray[np.bool_], colour: str) -> NDArray[np.uint8]:
+def _painted(
+    bgra: NDArray[np.uint8], value: NDArray[np.uint8], part: NDArray[np.bool_], colour: str
+) -> NDArray[np.uint8]:
+    """The picture with one colour on a part of it, light and shade as `value` has them."""
     hue, saturation, darkest, lightest = _PAINTS[colour]
-    value = _hsv(bgra)[..., 2].astype(np.float32) / np.float32(255)
+    shade = value.astype(np.float32) / np.float32(255)
     hsv = np.empty((*part.shape, 3), np.uint8)
     hsv[..., 0], hsv[..., 1] = hue, saturation
-    hsv[..., 2] = np.round(darkest + value * (lightest - darkest))
+    hsv[..., 2] = np.round(darkest + shade * (lightest - darkest))
     painted = bgra.copy()
     painted[part, :3] = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[part]
     return painted
-
-
-def _hsv(bgra: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    colours = np.ascontiguousarray(bgra[..., :3])
-    return np.asarray(cv2.cvtColor(colours, cv2.COLOR_BGR2HSV), np.uint8)
-
-
-def _names(bgra: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return pixel_colours(np.asarray(cv2.blur(bgra[..., :3], (3, 3)), np.uint8))
