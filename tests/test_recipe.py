@@ -60,7 +60,10 @@ def test_the_papers_recipes_are_the_papers(dataset: str, words: int, depth: int)
     assert (recipe.photos, recipe.accumulate, recipe.phrases) == (64, 1, 1)
     assert recipe.precision == "float16"
     # Cross-entropy alone, and nothing else that the paper does not have.
-    others = ("dice", "which", "naming", "clip_norm", "ema", "mirror", "absent", "warmup_steps")
+    others = (
+        "dice", "which", "referent", "naming", "clip_norm", "ema", "mirror", "absent",
+        "warmup_steps",
+    )  # fmt: skip
     assert not any(getattr(recipe, name) for name in others)
     assert not recipe.frozen_statistics
 

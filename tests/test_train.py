@@ -39,7 +39,7 @@ FILES = {
     "best.safetensors", "state-00000004.safetensors", "state-00000006.safetensors", "log.jsonl",
     "tensorboard", "sheet-derived.png", "sheet-written.png",
 }  # fmt: skip
-LOSSES = {"mask", "dice", "which", "naming"}
+LOSSES = {"mask", "dice", "which", "referent", "naming"}
 
 
 @pytest.fixture(scope="module")

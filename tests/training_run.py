@@ -73,6 +73,7 @@ RECIPE: dict[str, Any] = {
     "precision": "float32",
     "dice": 1.0,
     "which": 1.0,
+    "referent": 0.5,
     "naming": 0.5,
     "workers": 0,
     "log_every": 1,

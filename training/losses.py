@@ -70,6 +70,39 @@ def which(logits: Tensor, masks: Tensor, valid: Tensor, distinct: Tensor) -> Ten
     return masked_mean(losses, valid).mean()
 
 
+def referent(
+    logits: Tensor, masks: Tensor, valid: Tensor, weight: Tensor, instances: Tensor
+) -> Tensor:
+    """The things of one photo compete for each phrase, so that it means one of them.
+
+    Softmax over the mean logit on each thing that the photo's phrases name and "none of them"
+    (logit 0): a choice among things, as finding by a phrase is scored, where a large and a small
+    one count the same. The other losses count pixels, and hardly see a phrase that gets a little
+    of each rival.
+
+    Args:
+        logits: (B, K, h, w), K phrases of each photo.
+        masks: the same shape, in [0, 1].
+        valid: (B, h, w), pixels that count.
+        weight: (B, K), trust in each mask.
+        instances: (B, K) int64, equal for phrases of the same thing; -1 where nothing fits, a
+            phrase that is left out.
+    """
+    same = instances[:, :, None] == instances[:, None, :]
+    first = same.int().argmax(2)
+    parts = masks * valid[:, None]
+    pixels = parts.sum((-2, -1))
+    # A thing takes part once, and only where something of it is in sight.
+    here = torch.arange(instances.shape[1], device=instances.device)
+    taking_part = (first == here) & (instances >= 0) & (pixels >= 1)
+    means = torch.einsum("bkhw,bjhw->bkj", logits, parts) / pixels.clamp(min=1)[:, None]
+    means = means.masked_fill(~taking_part[:, None], -1e4)
+    everything = torch.cat([torch.zeros_like(means[..., :1]), means], dim=2)
+    losses = F.cross_entropy(everything.transpose(1, 2), first + 1, reduction="none")
+    judged = taking_part.gather(1, first)
+    return torch.where(judged, losses * weight, 0).mean()
+
+
 class NounHead(nn.Module):
     """Names every pixel of the photo's features by the text encoder's features of nouns.
 

@@ -82,10 +82,13 @@ class Objective(nn.Module):
             found["dice"] = recipe.dice * (losses.dice(logits, masks, said) * weight).mean()
         if recipe.quiet:
             found["quiet"] = recipe.quiet * losses.quiet(logits, masks, said).mean()
+        groups = logits.unflatten(0, photos), masks.unflatten(0, photos)
         if recipe.which:
             apart = batch["distinct"].unflatten(0, photos)
-            groups = logits.unflatten(0, photos), masks.unflatten(0, photos)
             found["which"] = recipe.which * losses.which(*groups, valid, apart)
+        if recipe.referent:
+            said_of = weight.unflatten(0, photos), batch["instance"].unflatten(0, photos)
+            found["referent"] = recipe.referent * losses.referent(*groups, valid, *said_of)
         if named is not None:
             found["naming"] = recipe.naming * losses.naming(named, batch["categories"])
         return found
