@@ -64,7 +64,7 @@ class Recipe:
     absent: float = 0.0
     """`photos`: chance that one phrase of a photo fits nothing in it (training/data/foreign.py)."""
     pasted: float = 0.0
-    """`photos`: share of those with all labels outlined that get cut-outs of others on them."""
+    """`photos`: share of the fully labelled photos onto which cut-outs of others are pasted."""
     scenes: int = 4000
     """`scenes`: number of them in an epoch."""
     overfit: int = 0

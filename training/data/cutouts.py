@@ -60,23 +60,17 @@ class Cutout:
         return float(np.count_nonzero(self.bgra[..., 3])) ** 0.5
 
 
-def outlined(photo: Photo) -> bool:
-    """Whether everything that the photo's labels promise is outlined.
-
-    That is all there is, by outlines that people drew, or in photos with labels of people alone all
-    the people, by any outlines.
-    """
-    if photo.person_only:
-        return bool(photo.instances) and all(i.has_mask for i in photo.instances)
-    return all(instance.has_mask and instance.weight == 1.0 for instance in photo.instances)
+def fully_labelled(photo: Photo) -> bool:
+    """Whether everything in the photo is labelled, by outlines that people drew."""
+    drawn = all(instance.has_mask and instance.weight == 1.0 for instance in photo.instances)
+    return drawn and not photo.person_only
 
 
 def cut_out(photo: Photo) -> tuple[list[Cutout], dict[int, str]]:
     """What can be cut out of a photo, and the clear colours of its instances by their ids.
 
     Instances are left out that are tiny, that fill the photo, that its border cuts, that others
-    hide or lie on, those that are thin or in pieces, and those whose outline nobody drew. Persons
-    have no colour, and in photos with labels of people alone there is nothing but people.
+    hide or lie on, and those that are thin or in pieces. Persons have no colour.
 
     Raises:
         DataError: the photo cannot be decoded.
@@ -86,7 +80,7 @@ def cut_out(photo: Photo) -> tuple[list[Cutout], dict[int, str]]:
     framed = _framed(picture)
     cutouts: list[Cutout] = []
     colours: dict[int, str] = {}
-    for instance, mask in _drawn(photo):
+    for instance, mask in _outlined(photo):
         colour = None if instance.category == "person" else dominant(names[mask])
         if colour is not None:
             colours[instance.id] = colour
@@ -102,10 +96,9 @@ def _framed(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray(framed, np.uint8)
 
 
-def _drawn(photo: Photo) -> Iterator[tuple[Instance, NDArray[np.bool_]]]:
+def _outlined(photo: Photo) -> Iterator[tuple[Instance, NDArray[np.bool_]]]:
     for instance in photo.instances:
-        known = instance.category == "person" or not photo.person_only
-        if known and instance.has_mask and instance.weight == 1.0 and not instance.crowd:
+        if instance.has_mask and not instance.crowd:
             yield instance, instance.mask()
 
 
@@ -175,11 +168,11 @@ class Cutouts:
     """Cut-outs of many photos by category, and the colours of the photos' own instances."""
 
     def __init__(self, photos: Sequence[Photo]) -> None:
-        """Read those of the photos whose labels are all outlined, and cut; pass over the others."""
+        """Read the fully labelled ones of the photos and cut; the others are passed over."""
         self.by_category: dict[str, list[Cutout]] = {}
         self.colours: dict[Photo, dict[int, str]] = {}
         for photo in photos:
-            if outlined(photo):
+            if fully_labelled(photo):
                 found, self.colours[photo] = cut_out(photo)
                 for cutout in found:
                     self.by_category.setdefault(cutout.category, []).append(cutout)

@@ -55,14 +55,13 @@ class PastedPhoto(Photo):
 
 
 class Paster:
-    """Pastes cut-outs of photos onto photos, whose labels must all be outlined."""
+    """Pastes cut-outs of fully labelled photos onto fully labelled photos."""
 
     def __init__(self, photos: Sequence[Photo]) -> None:
         """Cut out what the photos offer; it is kept in memory, about 50 kB a cut-out.
 
         Args:
-            photos: those without complete outlines are neither cut up nor pasted onto; where people
-                alone are labelled, people alone are.
+            photos: those without complete, drawn labels are neither cut up nor pasted onto.
 
         Raises:
             DataError: a photo cannot be decoded, or none has anything that can be cut out.
@@ -70,8 +69,8 @@ class Paster:
         self._cutouts = Cutouts(photos)
         if not self._cutouts.by_category:
             raise DataError(
-                "pasting needs photos whose labels are all outlined, with an instance that can be "
-                f"cut out, but none of these {len(photos)} is one"
+                "pasting needs fully labelled photos with an instance that can be cut out, "
+                f"but none of these {len(photos)} is one"
             )
 
     def samples(self, photo: Photo, rng: np.random.Generator) -> list[Sample]:
@@ -84,8 +83,8 @@ class Paster:
             rng: draws what is pasted, where, and how what can be said is worded.
 
         Returns:
-            Samples of one `PastedPhoto`; none where labels of the photo have no outline, nothing
-            found a place, or nothing can be said.
+            Samples of one `PastedPhoto`; none where the photo is not fully labelled, nothing found
+            a place, or nothing can be said.
         """
         colours = self._cutouts.colours.get(photo)
         if colours is None:
@@ -121,9 +120,8 @@ class _Plan:
         self._by_category, self._photo, self._rng = cutouts.by_category, photo, rng
         self._root = float(photo.width * photo.height) ** 0.5
         crowds = {instance.category for instance in photo.instances if instance.crowd}
-        # Nothing is said of a class of which there is a crowd, nor of one that nobody labelled.
-        known = {"person"} if photo.person_only else self._by_category.keys()
-        self._free = sorted(self._by_category.keys() & known - crowds)
+        # Nothing is said of a class of which there is a crowd.
+        self._free = sorted(self._by_category.keys() - crowds)
         here = {instance.category for instance in photo.instances}
         self._shared = [category for category in self._free if category in here]
         # A thing's colour is said where those of all its kind are clear, as they are here alone.

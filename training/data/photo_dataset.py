@@ -44,8 +44,8 @@ class PhotoDataset(Dataset[dict[str, Any]]):
             augmentation: how photos are changed; None leaves them and their words alone.
             absent_share: how often the last phrase of a photo is one that fits nothing.
             written_share: how often a written phrase is taken where there are both sorts.
-            pasted_share: share of the photos with all their labels outlined onto which cut-outs of
-                others are pasted; those are cut out here, some 20 ms a photo.
+            pasted_share: share of the fully labelled photos onto which cut-outs of others are
+                pasted; those are cut out here, some 20 ms a photo.
             seed: of everything that is drawn.
 
         Raises:
