@@ -33,6 +33,8 @@ def in_two_processes(work: Callable[[int], None], meeting: Path) -> None:
 def _join(rank: int, meeting: Path, work: Callable[[int], None]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    # One that says nothing to the other must not leave while the other is still connecting.
+    dist.barrier()
     work(rank)
     dist.destroy_process_group()
 
