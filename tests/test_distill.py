@@ -24,6 +24,7 @@ from quantize.recipe import DistillRecipe
 from quantize.teachers import BundleTeacher, CheckpointTeacher, open_teacher
 from tests.scenes import PHRASES, photo, sensitive_model, small_tokenizer
 from tests.training_run import (
+    LOSSES,
     RECIPE,
     SIZES,
     contents,
@@ -89,15 +90,7 @@ def test_a_student_is_taught_and_keeps_nothing_of_its_teacher(
     before = teacher.read_bytes()
     assert run(recipe, tmp_path / "out", teacher) == 0
     losses = log(tmp_path / "out")[0]["losses"]
-    assert losses.keys() == {
-        "mask",
-        "dice",
-        "which",
-        "referent",
-        "soft_masks",
-        "relations",
-        "features",
-    }
+    assert losses.keys() == LOSSES | {"soft_masks", "relations", "features"}
     assert all(value > 0 for value in losses.values())
     student = checkpoint.load(tmp_path / "out" / "best.safetensors")
     assert student.model.config.embed_dim == SIZES["embed_dim"]
@@ -109,7 +102,7 @@ def test_a_student_is_taught_and_keeps_nothing_of_its_teacher(
 def test_a_lesson_of_no_weight_is_not_given(recipe: Path, teacher: Path, tmp_path: Path) -> None:
     assert run(recipe, tmp_path / "out", teacher, "relations=0", "features=0", "epochs=1") == 0
     losses = log(tmp_path / "out")[0]["losses"]
-    assert losses.keys() == {"mask", "dice", "which", "referent", "soft_masks"}
+    assert losses.keys() == LOSSES | {"soft_masks"}
 
 
 def test_phrases_alone_are_taught_without_showing_the_teacher_photos(
@@ -128,7 +121,7 @@ def test_phrases_alone_are_taught_without_showing_the_teacher_photos(
     none = ["soft_masks=0", "relations=0", "features=0"]
     assert run(recipe, tmp_path / "out", teacher, *none, *more) == 0
     assert taught == [3]
-    assert log(tmp_path / "out")[0]["losses"].keys() == {"mask", "dice", "which", "referent"}
+    assert log(tmp_path / "out")[0]["losses"].keys() == LOSSES
 
 
 def test_a_run_that_was_stopped_goes_on_as_if_it_were_not(
@@ -161,7 +154,7 @@ def test_a_bundle_teaches_its_masks(recipe: Path, sensitive_bundle: Path, tmp_pa
     before = {path: path.read_bytes() for path in sensitive_bundle.iterdir()}
     assert run(recipe, tmp_path / "out", sensitive_bundle, *MASKS, "epochs=1") == 0
     losses = log(tmp_path / "out")[0]["losses"]
-    assert losses.keys() == {"mask", "dice", "which", "referent", "soft_masks"}
+    assert losses.keys() == LOSSES | {"soft_masks"}
     assert losses["soft_masks"] > 0
     tensors, _ = contents(tmp_path / "out" / "best.safetensors")
     student = checkpoint.load(tmp_path / "out" / "best.safetensors").model

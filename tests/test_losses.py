@@ -274,13 +274,19 @@ def big_and_small() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return masks, everywhere(1), torch.ones(1, 2), torch.tensor([[7, 3]])
 
 
+def meant(
+    logits: Tensor, masks: Tensor, valid: Tensor, weight: Tensor, instances: Tensor
+) -> Tensor:
+    return referent(logits, masks, valid, distinct(instances), weight, instances)
+
+
 def test_referent_of_a_hand_computed_case() -> None:
     masks, valid, weight, instances = big_and_small()
     # Three equal chances: either thing, or none of them.
-    undecided = referent(torch.zeros(1, 2, 4, 4), masks, valid, weight, instances)
+    undecided = meant(torch.zeros(1, 2, 4, 4), masks, valid, weight, instances)
     assert undecided.item() == pytest.approx(math.log(3))
-    assert referent(certain(masks), masks, valid, weight, instances).item() < 1e-6
-    swapped = referent(certain(masks.flip(1)), masks, valid, weight, instances)
+    assert meant(certain(masks), masks, valid, weight, instances).item() < 1e-6
+    swapped = meant(certain(masks.flip(1)), masks, valid, weight, instances)
     assert swapped.item() == pytest.approx(2 * SURE, rel=1e-3)
 
 
@@ -291,16 +297,16 @@ def test_referent_takes_a_small_rival_for_as_much_as_a_large_one() -> None:
     for phrase, rival in ((0, 1), (1, 0)):
         logits = right.clone()
         logits[0, phrase][masks[0, rival] > 0] = 1.0
-        losses.append(referent(logits, masks, valid, weight, instances).item())
+        losses.append(meant(logits, masks, valid, weight, instances).item())
     assert losses[0] == pytest.approx(losses[1])
-    assert losses[0] > referent(right, masks, valid, weight, instances).item()
+    assert losses[0] > meant(right, masks, valid, weight, instances).item()
 
 
 def test_referent_asks_that_something_be_found() -> None:
     masks, valid, weight, instances = big_and_small()
     logits = certain(masks) / SURE
     loud, silent = (
-        referent(logits + shift, masks, valid, weight, instances).item() for shift in (0, -9)
+        meant(logits + shift, masks, valid, weight, instances).item() for shift in (0, -9)
     )
     assert silent > loud + 5
 
@@ -310,10 +316,10 @@ def test_referent_hears_other_words_for_a_thing_and_leaves_out_what_fits_nothing
 ) -> None:
     masks, valid, weight, instances = big_and_small()
     logits = torch.randn(1, 2, 4, 4, generator=rng)
-    before = referent(logits, masks, valid, weight, instances).item()
+    before = meant(logits, masks, valid, weight, instances).item()
     # The same phrases again, once for a thing each, and two that fit nothing.
     nothing = torch.zeros(1, 2, 4, 4)
-    more = referent(
+    more = meant(
         torch.cat([logits, logits.flip(1), torch.randn(1, 2, 4, 4, generator=rng)], 1),
         torch.cat([masks, masks.flip(1), nothing], 1),
         valid,
@@ -329,15 +335,15 @@ def test_referent_counts_no_ignored_pixels_and_trusts_a_mask_by_its_weight(
     masks, valid, weight, instances = big_and_small()
     valid[0, 0] = 0
     logits = torch.randn(1, 2, 4, 4, generator=rng)
-    before = referent(logits, masks, valid, weight, instances)
+    before = meant(logits, masks, valid, weight, instances)
     changed = logits.clone()
     changed[0, :, 0] = 30.0
-    assert torch.equal(referent(changed, masks, valid, weight, instances), before)
-    assert torch.allclose(referent(logits, masks, valid, weight / 2, instances), before / 2)
+    assert torch.equal(meant(changed, masks, valid, weight, instances), before)
+    assert torch.allclose(meant(logits, masks, valid, weight / 2, instances), before / 2)
     # With nothing of it in sight a thing can neither be meant nor taken for another.
     valid[0, 3] = 0
-    alone = referent(logits, masks, valid, weight, instances)
-    one = referent(logits[:, :1], masks[:, :1], valid, weight[:, :1], instances[:, :1])
+    alone = meant(logits, masks, valid, weight, instances)
+    one = meant(logits[:, :1], masks[:, :1], valid, weight[:, :1], instances[:, :1])
     assert 2 * alone.item() == pytest.approx(one.item())
 
 

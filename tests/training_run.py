@@ -79,6 +79,8 @@ RECIPE: dict[str, Any] = {
     "log_every": 1,
 }
 """With everything that a student is taught."""
+LOSSES = {"mask", "dice", "which", "referent"}
+"""Of `RECIPE`, but for `naming`, which photos alone have."""
 PLAIN: dict[str, Any] = {
     "kind": "references",
     "model": "cris_edge_s",

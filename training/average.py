@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from training import checkpoint
@@ -45,7 +44,9 @@ def average(sources: Sequence[Path], out: Path, weights: Sequence[float] | None 
     state = first.model.state_dict()
     mean = {k: v * shares[0] if v.is_floating_point() else v for k, v in state.items()}
     for source, share in zip(sources[1:], shares[1:], strict=True):
-        _add(mean, _like(first, sources[0], source), share)
+        for name, tensor in _like(first, sources[0], source).items():
+            if tensor.is_floating_point():
+                mean[name] += tensor * share
     first.model.load_state_dict(mean)
     notes = {k: v for k, v in first.metadata.items() if k not in ("accuracy", "weights", "recipe")}
     notes["mean_of"] = ", ".join(
@@ -75,13 +76,6 @@ def _like(first: Checkpoint, name: Path, source: Path) -> dict[str, Tensor]:
             f"{source} and {name} number words differently: their tokenizers differ"
         )
     return other.model.state_dict()
-
-
-def _add(mean: dict[str, Tensor], state: dict[str, Tensor], share: float) -> None:
-    with torch.no_grad():
-        for name, tensor in state.items():
-            if tensor.is_floating_point():
-                mean[name] += tensor * share
 
 
 def parser() -> argparse.ArgumentParser:

@@ -71,7 +71,12 @@ def which(logits: Tensor, masks: Tensor, valid: Tensor, distinct: Tensor) -> Ten
 
 
 def referent(
-    logits: Tensor, masks: Tensor, valid: Tensor, weight: Tensor, instances: Tensor
+    logits: Tensor,
+    masks: Tensor,
+    valid: Tensor,
+    distinct: Tensor,
+    weight: Tensor,
+    instances: Tensor,
 ) -> Tensor:
     """The things of one photo compete for each phrase, so that it means one of them.
 
@@ -84,6 +89,7 @@ def referent(
         logits: (B, K, h, w), K phrases of each photo.
         masks: the same shape, in [0, 1].
         valid: (B, h, w), pixels that count.
+        distinct: (B, K), as for `which`.
         weight: (B, K), trust in each mask.
         instances: (B, K) int64, equal for phrases of the same thing; -1 where nothing fits, a
             phrase that is left out.
@@ -93,8 +99,7 @@ def referent(
     parts = masks * valid[:, None]
     pixels = parts.sum((-2, -1))
     # A thing takes part once, and only where something of it is in sight.
-    here = torch.arange(instances.shape[1], device=instances.device)
-    taking_part = (first == here) & (instances >= 0) & (pixels >= 1)
+    taking_part = distinct & (pixels >= 1)
     means = torch.einsum("bkhw,bjhw->bkj", logits, parts) / pixels.clamp(min=1)[:, None]
     means = means.masked_fill(~taking_part[:, None], -1e4)
     everything = torch.cat([torch.zeros_like(means[..., :1]), means], dim=2)

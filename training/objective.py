@@ -82,13 +82,13 @@ class Objective(nn.Module):
             found["dice"] = recipe.dice * (losses.dice(logits, masks, said) * weight).mean()
         if recipe.quiet:
             found["quiet"] = recipe.quiet * losses.quiet(logits, masks, said).mean()
-        groups = logits.unflatten(0, photos), masks.unflatten(0, photos)
+        apart = batch["distinct"].unflatten(0, photos)
+        groups = logits.unflatten(0, photos), masks.unflatten(0, photos), valid, apart
         if recipe.which:
-            apart = batch["distinct"].unflatten(0, photos)
-            found["which"] = recipe.which * losses.which(*groups, valid, apart)
+            found["which"] = recipe.which * losses.which(*groups)
         if recipe.referent:
             said_of = weight.unflatten(0, photos), batch["instance"].unflatten(0, photos)
-            found["referent"] = recipe.referent * losses.referent(*groups, valid, *said_of)
+            found["referent"] = recipe.referent * losses.referent(*groups, *said_of)
         if named is not None:
             found["naming"] = recipe.naming * losses.naming(named, batch["categories"])
         return found
