@@ -329,6 +329,29 @@ def test_absent_phrases_have_empty_masks(root, tokenizer):
         assert "car" not in item["texts"][2].split()
 
 
+def test_several_are_one_mask_and_compete_with_none(root, tokenizer):
+    data = dataset(
+        load_samples(root, "train"), tokenizer, absent_share=1.0, several_share=1.0, phrases=4
+    )
+    texts = set()
+    for epoch in range(20):
+        data.set_epoch(epoch)
+        item = data[0]
+        assert (item["instance"] < 0).tolist() == [False, False, True, True]
+        cars = [
+            mask
+            for mask, key in zip(item["masks"], item["instance"], strict=True)
+            if key in (11, 12)
+        ]
+        both, nothing = item["masks"][2:]
+        assert nothing.sum() == 0
+        assert cars
+        assert all((both >= car).all() for car in cars)
+        assert both.sum() > 1.2 * max(car.sum() for car in cars)
+        texts.add(item["texts"][2])
+    assert len(texts) > 5
+
+
 def test_items_are_fixed_by_seed_epoch_index_and_draw(root, tokenizer):
     samples = load_samples(root, "train", wordings=3)
 

@@ -108,7 +108,7 @@ class Listener(Painter):
     """Knows nouns and sides; paints all that fits."""
 
     def choose(self, text: str, things: list[tuple[Any, str]]) -> list[NDArray[np.bool_]]:
-        words = set(text.replace("man", "person").split())
+        words = {word.removesuffix("s") for word in text.replace("man", "person").split()}
         fits = [mask for mask, name in things if self.means(words, name)]
         return fits[:1] if "left" in words else fits[-1:] if "right" in words else fits
 
@@ -169,6 +169,15 @@ def test_the_category_alone_says_half_of_it(deaf: Hearing, listener: Hearing) ->
     assert found["written: points that the rest adds"] == (4, 0)
 
 
+def test_who_listens_finds_all_where_nobody_says_which(deaf: Hearing, listener: Hearing) -> None:
+    assert [heard.sample.text for heard in listener.several] == ["cars", "dogs"]
+    assert figures(listener, "All of") == {
+        "mIoU, plural": (2, 1), "mIoU, category word alone": (2, 1),
+    }  # fmt: skip
+    # What is on the left is no car, and one of the two dogs.
+    assert figures(deaf, "All of")["mIoU, plural"] == (2, 0.25)
+
+
 def test_the_right_instance_is_hit_or_not(deaf: Hearing, listener: Hearing) -> None:
     found = figures(listener, "Mask on the right instance")
     assert found["full expression"] == found["says left or right"] == (4, 1, 0.5)
@@ -178,7 +187,7 @@ def test_the_right_instance_is_hit_or_not(deaf: Hearing, listener: Hearing) -> N
     assert found["blind: the largest of the category"] == (4, 0.25)
     for text, meant in (("left car", 0), ("right car", 1)):
         (heard,) = (one for one in listener.written if one.sample.text == text)
-        found = figures(Hearing([heard], [], None), "Mask on the right instance")
+        found = figures(Hearing([heard], [], [], None), "Mask on the right instance")
         assert found["blind: the largest of the category"] == (1, meant)
     # Of the four, the left dog alone; a mask on the dog is on none of the cars.
     found = figures(deaf, "Mask on the right instance")
@@ -286,6 +295,7 @@ def test_categories_are_known_by_their_names() -> None:
     assert named("guy with the loose tie") == {"person", "tie"}
     assert named("Bikes by two buses") == {"bicycle", "motorcycle", "bus"}
     assert named("hot dog on the table") == {"hot dog", "dining table"}
+    assert named("knives beside the computer mice") == {"knife", "mouse"}
     assert named("one with green boots") == frozenset()
 
 

@@ -60,6 +60,7 @@ RECIPE: dict[str, Any] = {
     "mirror": 0.5,
     "outlines": "covered",
     "absent": 0.5,
+    "several": 0.5,
     "optimiser": "adamw",
     "learning_rate": 6e-4,
     "image_encoder_rate": 0.2,

@@ -12,6 +12,7 @@ from functools import cached_property
 from cris_edge import Segmenter
 from training.baselines import Ellipse, best_ellipse, shuffled_phrases
 from training.data.samples import Sample
+from training.data.several import SEVERAL, all_of_each
 from training.evaluation import Record, evaluate_pairs
 from training.groups import group_names
 from training.selection import FolderData, select
@@ -47,6 +48,8 @@ class Hearing:
 
     written: Sequence[Heard]
     derived: Sequence[Heard]
+    several: Sequence[Heard]
+    """Of all things of a category, by the plural and by the category alone."""
     learned: Ellipse | None
     """The ellipse that is best on the training split; None without written expressions."""
 
@@ -58,7 +61,10 @@ def listen(segmenter: Segmenter, data: FolderData, progress: bool = True) -> Hea
         DataError: the data are missing or not as they should be, or all of one photo.
     """
     selections = {selection.name: selection for selection in select(data)}
-    asked = {name: [_phrases(sample) for sample in s.samples] for name, s in selections.items()}
+    samples = {name: selection.samples for name, selection in selections.items()}
+    photos = dict.fromkeys(sample.photo for group in samples.values() for sample in group)
+    samples[SEVERAL] = [sample for photo in photos for sample in all_of_each(photo)]
+    asked = {name: [_phrases(sample) for sample in group] for name, group in samples.items()}
     written = selections.get("written")
     if written:
         texts = shuffled_phrases(written.samples)
@@ -66,24 +72,26 @@ def listen(segmenter: Segmenter, data: FolderData, progress: bool = True) -> Hea
             phrases[FOREIGN] = text
     pairs = [
         (sample, phrase)
-        for name, selection in selections.items()
-        for sample, phrases in zip(selection.samples, asked[name], strict=True)
+        for name, group in samples.items()
+        for sample, phrases in zip(group, asked[name], strict=True)
         for phrase in phrases.values()
     ]
     records = iter(evaluate_pairs(segmenter, pairs, progress))
     heard = {
         name: [
             Heard(sample, {phrasing: next(records) for phrasing in phrases})
-            for sample, phrases in zip(selection.samples, asked[name], strict=True)
+            for sample, phrases in zip(group, asked[name], strict=True)
         ]
-        for name, selection in selections.items()
+        for name, group in samples.items()
     }
     learned = best_ellipse(data.training(written)) if written else None
-    return Hearing(heard.get("written", ()), heard.get("derived", ()), learned)
+    return Hearing(heard.get("written", ()), heard.get("derived", ()), heard[SEVERAL], learned)
 
 
 def _phrases(sample: Sample) -> dict[str, str]:
     found = {FULL: sample.text}
+    if sample.kind == SEVERAL:
+        return found | {CATEGORY: category_word(sample)}
     # The mask's share of the photo, which is not measured yet, has no say in rivals.
     if "rival present" in group_names(sample, 0.0):
         said = {name: phrasing(sample) for name, phrasing in PHRASINGS.items()}

@@ -66,6 +66,14 @@ def more_than_the_category(hearing: Hearing) -> list[Figure]:
     return _compared(hearing, CATEGORY, "points that the rest adds")
 
 
+def all_of_a_category(hearing: Hearing) -> list[Figure]:
+    """Whether phrases that do not say which get all that there are of a category."""
+    return [
+        _miou("mIoU, plural", hearing.several),
+        _miou(f"mIoU, {CATEGORY}", hearing.several, CATEGORY),
+    ]
+
+
 def right_instance(hearing: Hearing) -> list[Figure]:
     """Whether the mask has a higher IoU with the target than with any rival.
 
@@ -155,6 +163,7 @@ PROBES: dict[str, Callable[[Hearing], list[Figure]]] = {
     "Written expressions": written_expressions,
     "Derived expressions": derived_expressions,
     "More than the category, rival present": more_than_the_category,
+    "All of a category, several present": all_of_a_category,
     "Mask on the right instance, written": right_instance,
     "Left and right swapped, rival present": sides_swapped,
     "Side without the class, same samples": side_without_the_class,

@@ -63,6 +63,9 @@ class Recipe:
     """`photos`: times an epoch sees each photo with boxes. Short epochs start loaders often."""
     absent: float = 0.0
     """`photos`: chance that one phrase of a photo fits nothing in it (training/data/foreign.py)."""
+    several: float = 0.0
+    """`photos`: chance that one phrase of a photo means all things of a kind, where it has several
+    (training/data/several.py)."""
     pasted: float = 0.0
     """`photos`: share of the fully labelled photos onto which cut-outs of others are pasted."""
     scenes: int = 4000
@@ -134,7 +137,7 @@ COUNTS = (
     "epochs", "photos", "phrases", "accumulate", "scenes", "validate_every", "keep", "log_every",
 )  # fmt: skip
 """Of which there must be one at least; no number of a recipe is negative."""
-SHARES = ("absent", "pasted", "mirror", "ema")
+SHARES = ("absent", "several", "pasted", "mirror", "ema")
 """At most 1."""
 CHOICES = {
     "kind": ("references", "photos", "scenes"),

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import cache
 
 from training.data.colours import COLOURS
 from training.data.mirror import mirror
-from training.data.nouns import CATEGORIES, MEANINGS, NOUNS
+from training.data.nouns import CATEGORIES, MEANINGS, NOUNS, plural
 from training.data.samples import Sample
 
 _FLAGS = re.IGNORECASE | re.ASCII
@@ -68,22 +69,25 @@ _PERSON = _any_of(
     r"|snowboarders?|skateboarders?|skaters?|riders?|bikers?|cyclists?|drivers?|officers?|fans?"
     r"|spectators?|he|she|his|her|him|someone|humans?"
 )
-_NOUN = _any_of(
-    "|".join(f"{re.escape(noun)}(?:e?s)?" for noun in sorted(MEANINGS, key=len, reverse=True))
-)
+
+
+@cache
+def _forms() -> dict[str, frozenset[str]]:
+    """Nouns and their plurals with the categories that they fit."""
+    return MEANINGS | {plural(noun): covered for noun, covered in MEANINGS.items()}
+
+
+@cache
+def _noun() -> re.Pattern[str]:
+    return _any_of("|".join(re.escape(form) for form in sorted(_forms(), key=len, reverse=True)))
 
 
 def named(text: str) -> frozenset[str]:
     """The categories that a phrase may name, in any part: with "bike", both kinds of bikes."""
     found = {"person"} if _PERSON.search(text) else set()
-    for match in _NOUN.finditer(text.lower()):
-        found |= _meanings(match.group())
+    for match in _noun().finditer(text.lower()):
+        found |= _forms()[match.group()]
     return frozenset(found)
-
-
-def _meanings(noun: str) -> frozenset[str]:
-    singulars = (noun, noun.removesuffix("s"), noun.removesuffix("es"))
-    return next(MEANINGS[one] for one in singulars if one in MEANINGS)
 
 
 # --- other phrases for a sample ---
@@ -144,7 +148,7 @@ def _in_the_middle(sample: Sample) -> bool:
     """Whether a phrase counts as far as the middle of its row: from both ends it is the same."""
     words = set(sample.text.lower().split())
     counted = [place for place, names in enumerate(_ORDINALS) if words & set(names)]
-    noun = _NOUN.search(sample.text.lower())
-    kind = _meanings(noun.group()) if noun else {sample.instance.category}
+    noun = _noun().search(sample.text.lower())
+    kind = _forms()[noun.group()] if noun else {sample.instance.category}
     row = sum(instance.category in kind for instance in sample.photo.instances)
     return any(row == 2 * place + 1 for place in counted)

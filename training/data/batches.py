@@ -222,6 +222,7 @@ def _photos(recipe: Recipe) -> TrainingData:
         phrases=recipe.phrases,
         augmentation=Augmentation(flip=recipe.mirror),
         absent_share=recipe.absent,
+        several_share=recipe.several,
         pasted_share=recipe.pasted,
         seed=recipe.seed,
     )

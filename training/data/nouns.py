@@ -1,5 +1,11 @@
 """The 80 COCO categories and the everyday nouns people call them by."""
 
+from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import inflect
+
 CATEGORIES: tuple[str, ...] = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
     "traffic light", "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog",
@@ -91,3 +97,19 @@ NOUNS: dict[str, tuple[str, ...]] = {
 
 EVERY_NOUN: tuple[str, ...] = tuple(noun for nouns in NOUNS.values() for noun in nouns)
 """The nouns of all categories in turn; one that fits several stands there as often."""
+
+
+@cache
+def plural(noun: str) -> str:
+    """Several of what a noun names: "dogs", "people"."""
+    return str(_english().plural_noun(noun))
+
+
+@cache
+def _english() -> "inflect.engine":
+    # As slow to import as torch, and most commands never ask.
+    import inflect
+
+    english = inflect.engine()
+    english.defnoun("skis", "skis")
+    return english

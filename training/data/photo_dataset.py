@@ -14,6 +14,7 @@ from training.data.items import ItemMaker, Phrase
 from training.data.mirror import mirror
 from training.data.pasted import Paster
 from training.data.samples import Sample
+from training.data.several import draw as draw_several
 from training.errors import DataError
 
 
@@ -31,6 +32,7 @@ class PhotoDataset(Dataset[dict[str, Any]]):
         phrases: int = 5,
         augmentation: Augmentation | None = None,
         absent_share: float = 0.3,
+        several_share: float = 0.0,
         written_share: float = 0.5,
         pasted_share: float = 0.0,
         seed: int = 0,
@@ -43,6 +45,8 @@ class PhotoDataset(Dataset[dict[str, Any]]):
             phrases: K.
             augmentation: how photos are changed; None leaves them and their words alone.
             absent_share: how often the last phrase of a photo is one that fits nothing.
+            several_share: how often the phrase before means all things of a kind, where there are
+                several.
             written_share: how often a written phrase is taken where there are both sorts.
             pasted_share: share of the fully labelled photos onto which cut-outs of others are
                 pasted; those are cut out here, some 20 ms a photo.
@@ -60,7 +64,8 @@ class PhotoDataset(Dataset[dict[str, Any]]):
             groups.setdefault(str(sample.photo.path), []).append(sample)
         self._groups = list(groups.values())
         self._items, self._phrases, self._augmentation = items, phrases, augmentation
-        self._absent_share, self._written_share = absent_share, written_share
+        self._absent_share, self._several_share = absent_share, several_share
+        self._written_share = written_share
         self._foreign = ForeignPhrases(samples)
         self._seed, self._epoch = seed, 0
         photos = [group[0].photo for group in self._groups]
@@ -142,4 +147,8 @@ class PhotoDataset(Dataset[dict[str, Any]]):
             text = self._foreign.draw(samples[0].photo, rng)
             if text is not None:
                 phrases[-1] = Phrase(text, None)
+        if rng.random() < self._several_share:
+            several = draw_several(samples[0].photo, rng)
+            if several is not None:
+                phrases[-min(2, len(phrases))] = Phrase(*several)
         return phrases
