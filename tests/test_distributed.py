@@ -55,7 +55,7 @@ RATE = 1e-5
 STUDENT = RECIPE | {
     "pretrained": "imagenet",
     "sizes": SIZES | {"image_encoder": "tf_efficientnet_lite0", "dropout": 0.0},
-    "learning_rate": RATE,
+    "learning_rate": RATE / 2,
     "photos": 4,
     "train_repeats": 2,
     "epochs": 2,
