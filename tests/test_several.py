@@ -10,7 +10,7 @@ from pycocotools import mask as rle_codec
 
 from training.data.coco import Instance, Photo
 from training.data.nouns import CATEGORIES, MEANINGS, plural
-from training.data.several import all_of_each, draw, kinds
+from training.data.several import all_of_each, draw_several, kinds
 from training.wording import named
 
 WIDTH, HEIGHT = 120, 90
@@ -36,7 +36,7 @@ def names(of: Photo) -> set[str]:
 @given(st.lists(st.sampled_from(["dog", "cat", "person"]), max_size=6), st.integers(0, 1000))
 def test_a_phrase_means_all_that_it_names(categories: list[str], seed: int) -> None:
     of = photo(*(instance(key, name) for key, name in enumerate(categories)))
-    drawn = draw(of, np.random.default_rng(seed))
+    drawn = draw_several(of, np.random.default_rng(seed))
     if drawn is None:
         assert max(map(categories.count, categories), default=0) < 2
         assert {"dog", "cat"} - set(categories)
@@ -60,7 +60,7 @@ def test_nouns_that_fit_several_categories_mean_all_of_them() -> None:
 )
 def test_what_the_labels_do_not_tell_is_not_said(second: Instance) -> None:
     of = photo(instance(0, "dog"), second)
-    assert draw(of, np.random.default_rng(0)) is None
+    assert draw_several(of, np.random.default_rng(0)) is None
     assert all_of_each(of) == []
 
 

@@ -75,11 +75,16 @@ def test_it_is_the_checkpoint_that_lies_beside_the_code(segmenter: Segmenter) ->
 
 # Docs have this threshold of the score, which most phrases that fit nothing stay below.
 FITS = 0.633
+# Strict, so that a model that has learnt it is told so.
+WRONGLY_FOUND = pytest.param(
+    "white airplane",
+    marks=pytest.mark.xfail(strict=True, reason="scores 0.65: docs/model.md, where it fails"),
+)
 
 
-@pytest.mark.parametrize("phrase", ["the pizza", "red umbrella"])
+@pytest.mark.parametrize("phrase", [WRONGLY_FOUND, "the pizza", "red umbrella"])
 def test_it_tells_what_fits_nothing(segmenter: Segmenter, phrase: str) -> None:
-    assert segmenter.predict(PHOTOS / "000000000599.jpg", phrase).score < FITS
+    assert segmenter.predict(PHOTOS / "000000000599.jpg", phrase).score < 0.56
 
 
 def test_no_other_category_is_found_beside_the_boy(segmenter: Segmenter) -> None:

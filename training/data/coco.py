@@ -98,6 +98,14 @@ class Photo:
         """Instances by their id."""
         return {instance.id: instance for instance in self.instances}
 
+    def tells_all(self, categories: frozenset[str]) -> bool:
+        """Whether the labels have each thing of these categories, one by one.
+
+        Not so where some are a crowd, and of others than people where people alone are complete.
+        """
+        complete = not self.person_only or categories == {"person"}
+        return complete and not any(i.crowd and i.category in categories for i in self.instances)
+
     def read(self) -> NDArray[np.uint8]:
         """Decode the file: (height, width, 3) uint8 BGR; `DataError` where that cannot be done."""
         picture = cv2.imread(str(self.path), cv2.IMREAD_COLOR)

@@ -92,11 +92,7 @@ def _nouns(photo: Photo, rng: np.random.Generator) -> Iterator[str]:
         if category in MEANINGS:
             chosen[category] = None
         chosen[str(rng.choice(NOUNS[category]))] = None
-    crowds = {instance.category for instance in photo.instances if instance.crowd}
-    for noun in chosen:
-        complete = not photo.person_only or MEANINGS[noun] == {"person"}
-        if complete and not MEANINGS[noun] & crowds:
-            yield noun
+    yield from (noun for noun in chosen if photo.tells_all(MEANINGS[noun]))
 
 
 def _group(photo: Photo, noun: str, colours: Mapping[int, str]) -> _Group:

@@ -14,7 +14,7 @@ from training.data.items import ItemMaker, Phrase
 from training.data.mirror import mirror
 from training.data.pasted import Paster
 from training.data.samples import Sample
-from training.data.several import draw as draw_several
+from training.data.several import draw_several
 from training.errors import DataError
 
 

@@ -21,19 +21,18 @@ _TEMPLATES = ("{n}", "{many}", "the {many}", "all {many}", "all the {many}", "ev
 def kinds(photo: Photo) -> dict[str, list[Instance]]:
     """Noun to all that it fits in the photo: two or more, with an outline each.
 
-    Nouns are left out where the labels do not promise that this is all: of crowds, and of what is
-    not a person where people alone are labelled.
+    Nouns are left out where the labels do not promise that this is all.
     """
     found = {}
     for noun, covered in MEANINGS.items():
         members = [one for one in photo.instances if one.category in covered]
-        outlined = all(one.has_mask and not one.crowd for one in members)
-        if len(members) > 1 and outlined and (not photo.person_only or covered == {"person"}):
+        outlined = all(one.has_mask for one in members)
+        if len(members) > 1 and outlined and photo.tells_all(covered):
             found[noun] = members
     return found
 
 
-def draw(photo: Photo, rng: np.random.Generator) -> tuple[str, Instance] | None:
+def draw_several(photo: Photo, rng: np.random.Generator) -> tuple[str, Instance] | None:
     """A phrase and all that it means, as one; None where nothing is there several times."""
     there = kinds(photo)
     if not there:
