@@ -11,6 +11,7 @@ import time
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -362,12 +363,14 @@ def test_wherever_a_log_is_cut_its_lines_are_whole(tmp_path: Path) -> None:
     content = (tmp_path / "log.jsonl").read_bytes()
     ends = [place + 1 for place, byte in enumerate(content) if byte == ord("\n")]
     for cut in range(ends[1], ends[2] + 1):
-        (tmp_path / "log.jsonl").write_bytes(content[:cut])
-        mended = RunLog(tmp_path, step=3)
+        out = tmp_path / str(cut)
+        out.mkdir()
+        (out / "log.jsonl").write_bytes(content[:cut])
+        mended = RunLog(out, step=3)
         mended.write({"step": 4})
         mended.close()
         kept = records if cut >= ends[2] - 1 else records[:2]
-        assert log(tmp_path) == [*kept, {"step": 4}]
+        assert log(out) == [*kept, {"step": 4}]
 
 
 def test_a_log_is_cut_back_to_the_step_it_goes_on_from(tmp_path: Path) -> None:
@@ -381,4 +384,16 @@ def test_a_log_is_cut_back_to_the_step_it_goes_on_from(tmp_path: Path) -> None:
     assert [(record["step"], record["loss"]) for record in log(tmp_path)] == [
         (1, 1.0), (2, 0.5), (3, 0.5),
     ]  # fmt: skip
+    same_curves(tmp_path)
+
+
+def test_curves_of_runs_within_one_second_are_those_of_the_last(tmp_path: Path) -> None:
+    # Processes whose numbers, in the files' names, run against the order of writing.
+    for process, (step, value) in {3000: (0, 1.0), 2000: (2, 0.5), 1000: (2, 0.25)}.items():
+        with patch("os.getpid", return_value=process):
+            told = RunLog(tmp_path, step=step)
+        for later in (1, 2):
+            told.write({"step": step + later, "loss": value / later})
+        told.close()
+    assert [record["loss"] for record in log(tmp_path)] == [1.0, 0.5, 0.25, 0.125]
     same_curves(tmp_path)

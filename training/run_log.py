@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ class RunLog:
             if kept != text:
                 with whole_file(self.path) as file:
                     file.write_text(kept, encoding="utf-8")
+        _leave_the_second(out / BOARD)
         self.board = SummaryWriter(str(out / BOARD), purge_step=step + 1)
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -53,6 +55,18 @@ class RunLog:
     def close(self) -> None:
         """Write out what is still in memory."""
         self.board.close()
+
+
+def _leave_the_second(board: Path) -> None:
+    """Wait, if the newest file of curves was begun in this very second.
+
+    TensorBoard reads files in the order of their names, which tell the second and then the process:
+    of two from one second it might take the later run's first, and purge the wrong curves.
+    """
+    begun = {int(file.name.split(".")[3]) for file in board.glob("events.out.tfevents.*")}
+    now = time.time()
+    if int(now) in begun:
+        time.sleep(1 - now % 1)
 
 
 def _is_before(line: str, step: int, epoch: int) -> bool:
