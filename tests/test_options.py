@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ from tests.training_run import (
 )
 from training import checkpoint
 from training.data.batches import build_data
-from training.errors import CheckpointError
+from training.errors import CheckpointError, TrainingError
 from training.model import CRIS
 from training.model.config import MODELS
 from training.model.neck import double
@@ -59,7 +60,7 @@ def endless(trainer: Trainer) -> Iterator[list[Batch]]:
         trainer.end_epoch()
 
 
-def learn(trainer: Trainer, count: int) -> list[dict[str, float]]:
+def learn(trainer: Trainer, count: int) -> list[Mapping[str, float]]:
     """The losses of so many steps."""
     return [trainer.learn(parts) for parts in islice(endless(trainer), count)]
 
@@ -134,6 +135,45 @@ def test_what_is_computed_again_is_the_very_same(
     assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
 
 
+def test_steps_that_are_heard_of_later_are_the_same(recipe: Path) -> None:
+    # As on a GPU, where a step is under way while the one before is heard of.
+    now, later = start(recipe, SLOW), start(recipe, SLOW)
+    later.behind = True
+    losses = learn(now, 5)
+    assert learn(later, 5) == losses
+    assert (now.heard, later.heard) == (losses[4], losses[3])
+    later.hear()
+    assert later.sums == now.sums
+    assert later.end_epoch() == now.end_epoch()
+    ours, theirs = tensors(later), tensors(now)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_step_that_comes_to_no_number_is_never_written(
+    behind: bool, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = start(recipe)
+    trainer.behind = behind
+    steps, forward = endless(trainer), Objective.forward
+    trainer.learn(next(steps))
+    before = tensors(trainer)
+
+    def spoilt(objective: Objective, batch: Batch) -> dict[str, Tensor]:
+        return {name: math.nan * loss for name, loss in forward(objective, batch).items()}
+
+    monkeypatch.setattr(Objective, "forward", spoilt)
+    if behind:
+        assert math.isnan(trainer.learn(next(steps))["mask"])
+    write = partial(trainer.save, tmp_path / "state.safetensors")
+    with pytest.raises(TrainingError, match=r"the loss is nan and its gradient nan at step 1\. A"):
+        write() if behind else trainer.learn(next(steps))
+    assert not list(tmp_path.iterdir())
+    parameters = {name for name, _ in trainer.model.named_parameters()}
+    same = all(torch.equal(tensors(trainer)[name], before[name]) for name in parameters)
+    assert same is not behind
+
+
 def test_the_layout_of_photos_in_memory_changes_nothing(recipe: Path) -> None:
     usual, turned = start(recipe, SLOW), start(recipe, SLOW, "channels_last=true")
     weight = cast("Tensor", turned.model.neck.c4[0].weight)
@@ -151,14 +191,19 @@ def test_bfloat16_comes_close(recipe: Path) -> None:
     assert rounded[0] != exact[0]
 
 
-def test_compiled_upsampling_is_the_same_and_so_is_its_gradient() -> None:
-    small, weights = torch.rand(2, 3, 5, 4, requires_grad=True), torch.rand(2, 3, 10, 8)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_compiled_upsampling_is_the_same_and_so_is_its_gradient(layout: Any) -> None:
+    small = torch.rand(2, 3, 5, 4).contiguous(memory_format=layout).requires_grad_()
+    weights = torch.rand(2, 3, 10, 8)
     compiled = torch.compile(double, backend="aot_eager", fullgraph=True)
     for way in (double(small), compiled(small)):
         expected = F.interpolate(small, scale_factor=2.0, mode="bilinear", align_corners=False)
         torch.testing.assert_close(way, expected)
         gradients = [torch.autograd.grad((up * weights).sum(), small) for up in (way, expected)]
         torch.testing.assert_close(*gradients)
+    if layout is torch.channels_last:
+        # In the order of the convolutions around it, which would be copied from any other.
+        assert compiled(small).is_contiguous(memory_format=layout)
 
 
 @pytest.mark.slow

@@ -11,11 +11,12 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import platform
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -26,7 +27,7 @@ from training.arguments import at_least, refusals
 from training.data.batches import build_data
 from training.model import CRIS
 from training.model.cost import multiply_adds
-from training.objective import AUTOCAST, Batch
+from training.objective import AUTOCAST
 from training.pace import Pace
 from training.recipe import Recipe, read_recipe
 from training.report import describe_machine, today
@@ -99,8 +100,12 @@ def measure(recipe: Recipe, way: str, device: torch.device, warm: int, steps: in
     peak = matrix_rate(device, recipe.precision)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    trainer = Trainer(recipe, build_data(recipe), device)
-    batches = _endless(trainer)
+    data = build_data(recipe)
+    # Enough for all steps: between epochs a loader's processes start anew, and are waited for.
+    epochs = math.ceil((warm + steps) / data.steps(recipe))
+    data.repeats = [epochs * times for times in data.repeats]
+    trainer = Trainer(recipe, data, device)
+    batches = trainer.batches()
     for _ in tqdm(range(warm), f"{way}: warming up", leave=False):
         trainer.learn(next(batches))
     pace = Pace(recipe.photos)
@@ -119,12 +124,6 @@ def measure(recipe: Recipe, way: str, device: torch.device, warm: int, steps: in
         teraflops=flops_of_step(recipe) * rate / recipe.photos / 1e12,
         peak_teraflops=peak,
     )
-
-
-def _endless(trainer: Trainer) -> Iterator[list[Batch]]:
-    while True:
-        yield from trainer.batches()
-        trainer.end_epoch()
 
 
 HEADER = (

@@ -111,9 +111,9 @@ def train_epoch(trainer: Trainer, out: Path, run_log: RunLog | None) -> None:
         for parts in pace.waiting_for(trainer.batches()):
             losses = trainer.learn(parts)
             bar.update()
-            bar.set_postfix(loss=f"{sum(losses.values()):.3f}")
+            bar.set_postfix(loss=f"{sum(trainer.heard.values()):.3f}")
             if run_log and trainer.step % recipe.log_every == 0:
-                record = {"step": trainer.step, "epoch": trainer.epoch, "losses": losses}
+                record = {"step": trainer.step, "epoch": trainer.epoch, "losses": dict(losses)}
                 run_log.write(record | progress(trainer) | pace.so_far())
             within = trainer.step_in_epoch
             if recipe.save_every and within < total and within % recipe.save_every == 0:

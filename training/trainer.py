@@ -28,6 +28,7 @@ from training.model.pretrained import load_clip, load_imagenet
 from training.objective import Batch, Objective, recompute
 from training.recipe import BYSTANDERS, Recipe
 from training.schedule import factor
+from training.told import Told
 
 Tensors = list[Tensor] | tuple[Tensor, ...]
 
@@ -168,6 +169,12 @@ class Trainer:
         """Epochs that are over; steps that are over in all."""
         self.sums: dict[str, float] = {}
         """Losses added up over the epoch's steps so far."""
+        self.copying = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.behind = device.type == "cuda"
+        """Whether a step is heard of in the next one."""
+        self.heard: dict[str, float] = {}
+        """Losses of the last step that was heard of."""
+        self._unheard: Told | None = None
         self.best = -1.0
 
     def _wrap(self) -> nn.Module:
@@ -178,7 +185,8 @@ class Trainer:
         if self.recipe.recompute:
             recompute(self.model)
         if self.recipe.compile:
-            self.objective.compile()
+            # What normalises and adds up takes as long as the products: the fastest way is sought.
+            self.objective.compile(options={"max_autotune_pointwise": True})
         if world()[1] == 1:
             return self.objective
         return DistributedDataParallel(self.objective, broadcast_buffers=False)
@@ -209,11 +217,15 @@ class Trainer:
             line = str(error).strip().splitlines()[-1]
             raise DataError(line.removeprefix(f"{DataError.__module__}.DataError: ")) from error
 
-    def learn(self, parts: Sequence[Batch]) -> dict[str, float]:
-        """One step of the optimiser; the losses of the whole batch by name.
+    def learn(self, parts: Sequence[Batch]) -> Told:
+        """One step of the optimiser; the losses of the whole batch.
+
+        On a GPU the step is under way then, and what the one before came to is heard of meanwhile:
+        if each step were waited for, a GPU would stand still until the next one is on its way.
 
         Raises:
-            TrainingError: losses or gradients are no numbers any more; the weights are untouched.
+            TrainingError: losses or gradients are no numbers any more; on a CPU, where it is this
+                step's, the weights are untouched.
         """
         # Of its own for each step, so that dropout after --resume is as if never stopped, and
         # another one in each process.
@@ -222,18 +234,17 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         found = [self._backward(part, last=part is parts[-1]) for part in parts]
         self.scaler.unscale_(self.optimiser)
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.objective.parameters(), self.recipe.clip_norm or math.inf
-        )
-        losses, size = self._look(found, norm)
-        self._update(sum(losses.values()), size)
-        for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        return losses
+        told = self._tell(found, self._clip())
+        self.hear()
+        self._unheard = told
+        if not self.behind:
+            self.hear()
+        self._update()
+        return told
 
     def _backward(self, batch: Batch, last: bool) -> dict[str, Tensor]:
         """Add a part's gradients; processes exchange them after the last part alone."""
-        batch = {name: t.to(self.device, non_blocking=True) for name, t in batch.items()}
+        batch = self._hand_over(batch)
         alone: AbstractContextManager[None] = nullcontext()
         if isinstance(self.wrapped, DistributedDataParallel) and not last:
             alone = self.wrapped.no_sync()
@@ -243,36 +254,62 @@ class Trainer:
             self.scaler.scale(total).backward()
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def _look(
-        self, found: Sequence[dict[str, Tensor]], norm: Tensor
-    ) -> tuple[dict[str, float], float]:
-        """Mean losses over the parts and the processes, which share equally, and the norm.
+    def _hand_over(self, batch: Batch) -> Batch:
+        """A batch on the device; to a GPU it is copied beside what that computes."""
+        with torch.cuda.stream(self.copying):
+            moved = {name: t.to(self.device, non_blocking=True) for name, t in batch.items()}
+        if self.copying is not None:
+            computing = torch.cuda.current_stream(self.device)
+            computing.wait_stream(self.copying)
+            for tensor in moved.values():
+                tensor.record_stream(computing)
+        return moved
 
-        Once a step, when everything up to here is under way: a GPU has nothing to do from the end
-        of what is looked at until it is told more.
-        """
+    def _clip(self) -> Tensor:
+        """Shorten the gradient where the recipe wants it; its norm before."""
+        learning = [p for p in self.objective.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(cast("Tensor", p.grad) for p in learning)
+        if self.recipe.clip_norm:
+            torch.nn.utils.clip_grads_with_norm_(learning, self.recipe.clip_norm, norm)
+        return norm
+
+    def _tell(self, found: Sequence[dict[str, Tensor]], norm: Tensor) -> Told:
+        """Mean losses over the parts and the processes, which share equally, and the norm."""
         names = list(found[0])
         mean = torch.stack([torch.stack([part[n] for n in names]) for part in found]).mean(0)
-        mean = torch.cat([mean, norm[None]])
         if world()[1] > 1:
             dist.all_reduce(mean)
             mean /= world()[1]
-        *losses, size = mean.tolist()
-        return dict(zip(names, losses, strict=True)), size
+        return Told(self.step, names, mean, norm)
 
-    def _update(self, loss: float, norm: float) -> None:
-        """Let the optimiser take its step, if everything is a number."""
+    def hear(self) -> None:
+        """Look at what the last step came to, if nobody has yet.
+
+        Raises:
+            TrainingError: it came to what is no number.
+        """
+        if self._unheard is None:
+            return
+        told, self._unheard = self._unheard, None
+        self.heard = dict(told)
+        loss, norm = sum(self.heard.values()), told.norm
+        # Scaled gradients of float16 overflow now and then; the scaler then skips the step and
+        # halves its scale.
+        skipped = self.scaler.is_enabled() and not math.isfinite(norm)
+        broken = self.scaler.get_scale() < SMALLEST_SCALE if skipped else not math.isfinite(norm)
+        if broken or not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss} and its gradient {norm} at step {told.step}. A lower "
+                "learning_rate, clip_norm=1.0 or precision=float32 usually helps"
+            )
+        for name, value in self.heard.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def _update(self) -> None:
+        """Let the optimiser take its step."""
         rate = factor(self.recipe, self.step, self.steps_per_epoch)
         for group in self.optimiser.param_groups:
             group["lr"] = group["base_lr"] * rate
-        # Scaled gradients of float16 overflow now and then; the scaler then skips the step and
-        # halves its scale.
-        scaled = self.scaler.is_enabled() and self.scaler.get_scale() > SMALLEST_SCALE
-        if not math.isfinite(loss) or not (scaled or math.isfinite(norm)):
-            raise TrainingError(
-                f"the loss is {loss} and its gradient {norm} at step {self.step}. A lower "
-                "learning_rate, clip_norm=1.0 or precision=float32 usually helps"
-            )
         self.scaler.step(self.optimiser)
         self.scaler.update()
         if self.average is not None:
@@ -280,7 +317,12 @@ class Trainer:
         self.step += 1
 
     def end_epoch(self) -> dict[str, float]:
-        """Go on to the next epoch; the mean losses of this one."""
+        """Go on to the next epoch; the mean losses of this one.
+
+        Raises:
+            TrainingError: the last step's are no numbers.
+        """
+        self.hear()
         means = {name: value / self.steps_per_epoch for name, value in self.sums.items()}
         self.epoch += 1
         self.sums = {}
@@ -299,7 +341,12 @@ class Trainer:
         return {name: tensor for name, tensor in state.items() if not name.startswith("model.")}
 
     def save(self, path: Path) -> None:
-        """Write the whole state, from which `load` goes on."""
+        """Write the whole state, from which `load` goes on.
+
+        Raises:
+            TrainingError: the last step came to what is no number; nothing is written.
+        """
+        self.hear()
         extra = checkpoint.optimiser_tensors(self.optimiser)
         if self.average is not None:
             extra |= {f"average.{k}": v for k, v in self.average.state_dict().items()}

@@ -19,14 +19,24 @@ def double(features: Tensor) -> Tensor:
 
 
 def _double_along(features: Tensor, axis: int) -> Tensor:
-    """The same along one axis, by shifts, whose gradient is shifts as well."""
+    """The same along one axis, by shifts, whose gradient is shifts as well.
+
+    Element by element and with channels last, as the convolutions around want them: torch.compile
+    copies twice what is concatenated, or is in any other order.
+    """
     length = features.shape[axis]
-    before = torch.cat([features.narrow(axis, 0, 1), features.narrow(axis, 0, length - 1)], axis)
-    after = torch.cat(
-        [features.narrow(axis, 1, length - 1), features.narrow(axis, length - 1, 1)], axis
-    )
-    even, odd = 0.75 * features + 0.25 * before, 0.75 * features + 0.25 * after
-    return torch.stack([even, odd], axis + 1).flatten(axis, axis + 1)
+    # Each pixel becomes two, the even and the odd one, along a new axis; channels are the last.
+    own = features.unsqueeze(axis + 1).movedim(1, -1)
+    around = F.pad(own, (0, 0) * (5 - axis) + (1, 1))
+    before, after = (around.narrow(axis - 1, start, length) for start in (0, 2))
+    odd = torch.arange(2, device=features.device)
+    # Beyond the border a pixel is its own neighbour.
+    border = torch.arange(length, device=features.device)[:, None] == odd * (length - 1)
+    share = torch.where(border, 1.0, 0.75).to(features)
+    rest = (1,) * (4 - axis)
+    neighbour = torch.where(odd.view(2, *rest) == 1, after, before)
+    doubled = share.view(length, 2, *rest) * own + 0.25 * neighbour
+    return doubled.movedim(-1, 1).flatten(axis, axis + 1)
 
 
 class Neck(nn.Module):
