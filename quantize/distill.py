@@ -26,7 +26,8 @@ from training.model import CRIS
 from training.phrases import read_phrases
 from training.recipe import Recipe
 from training.train import launch, states, train
-from training.trainer import Trainer, build_model
+from training.trainer import Trainer
+from training.weights import build_model
 
 
 def distil(recipe: DistillRecipe, out: Path, resume: bool, device: torch.device) -> None:

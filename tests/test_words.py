@@ -21,7 +21,7 @@ from training.model import CRIS
 from training.recipe import read_recipe
 from training.sentences import open_encoder, read_words
 from training.text_lesson import divide
-from training.trainer import build_model
+from training.weights import build_model
 
 THINGS = ("car", "dog", "man", "chair", "bus", "cup", "cat", "zebra")
 COLOURS = ("red", "blue", "white", "small")

@@ -29,7 +29,7 @@ from training.phrases import learn, read_phrases
 from training.recipe import Recipe, read_recipe
 from training.sentences import NAME, SentenceEncoder, open_encoder, read_words
 from training.text_lesson import Lesson, Pupil, divide
-from training.trainer import build_model
+from training.weights import build_model
 
 
 def training_phrases(recipe: Recipe) -> list[str]:
