@@ -83,20 +83,23 @@ def finetune(recipe: DistillRecipe, out: Path, resume: bool, device: torch.devic
             f"{', '.join(refused)}: not possible with a model that is rounded: give "
             + " ".join(f"{name}={REFUSED[name]}" for name in refused)
         )
-    teacher = agree(lambda: open_float(recipe, device))
+    teacher, threshold = agree(lambda: open_float(recipe, device))
 
     def teach(model: CRIS, _: Recipe) -> Finetuning:
         return Finetuning(model, recipe, teacher)
 
     def start(_: Recipe, data: TrainingData, device: torch.device) -> Trainer:
         data.readers[TEACHER] = (teacher.tokenizer, teacher.word_len)
-        return Trainer(recipe, data, device, teach=teach)
+        trainer = Trainer(recipe, data, device, teach=teach)
+        # Its masks are to stay what they were.
+        trainer.threshold = threshold
+        return trainer
 
     train(recipe, out, resume, device, start)
 
 
-def open_float(recipe: DistillRecipe, device: torch.device) -> CheckpointTeacher:
-    """The model that a recipe starts from, which stays as it is.
+def open_float(recipe: DistillRecipe, device: torch.device) -> tuple[CheckpointTeacher, float]:
+    """The model that a recipe starts from, which stays as it is, and where its masks end.
 
     Raises:
         CheckpointError: it is missing, damaged, or of other sizes than the recipe's model.
@@ -115,7 +118,7 @@ def open_float(recipe: DistillRecipe, device: torch.device) -> CheckpointTeacher
     for name, tensor in kept.model.state_dict().items():
         if not torch.isfinite(tensor).all():
             raise CheckpointError(f"{path}: {name} holds what is no number: it cannot be rounded")
-    return CheckpointTeacher(kept.model.to(device), kept.tokenizer)
+    return CheckpointTeacher(kept.model.to(device), kept.tokenizer), kept.threshold
 
 
 EXAMPLE = """examples:

@@ -44,7 +44,6 @@ from training.data.batches import build_data
 from training.data.scene_phrases import vocabulary
 from training.data.vocabulary import student_tokenizer
 from training.model import CRIS
-from training.model.config import THRESHOLD
 from training.predictor import letterbox_of, torch_segmenter
 from training.recipe import read_recipe
 from training.trainer import Trainer
@@ -83,7 +82,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids = np.stack([tokenizer.encode(text, sizes.word_len) for text in texts])
     with torch.no_grad():
         model(frames, torch.from_numpy(ids))
-    checkpoint.save(folder / "trained.safetensors", model.eval(), tokenizer, {})
+    checkpoint.save(folder / "trained.safetensors", model.eval(), tokenizer, {}, threshold=0.3)
     return folder / "trained.safetensors"
 
 
@@ -119,16 +118,15 @@ def test_what_comes_out_is_an_ordinary_checkpoint(
     tensors, header = contents(tmp_path / "out" / "best.safetensors")
     originals, heading = contents(trained)
     assert {n: t.shape for n, t in tensors.items()} == {n: t.shape for n, t in originals.items()}
-    assert [header[n] for n in ("config", "tokenizer")] == [
-        heading[n] for n in ("config", "tokenizer")
-    ]
+    same = ("config", "tokenizer", "threshold")
+    assert [header[name] for name in same] == [heading[name] for name in same]
     moved = [n for n in tensors if not torch.equal(tensors[n], originals[n])]
     assert moved
     # Batch norms keep the statistics that are folded into the weights.
     assert not [name for name in moved if "running" in name or "tracked" in name]
     assert trained.read_bytes() == before
     kept = checkpoint.load(tmp_path / "out" / "best.safetensors")
-    write_bundle(tmp_path / "bundle", kept.model, kept.tokenizer, THRESHOLD)
+    write_bundle(tmp_path / "bundle", kept.model, kept.tokenizer, kept.threshold)
     exported = Segmenter(tmp_path / "bundle", engine="onnxruntime", threads=1)
     ours = torch_segmenter(kept.model, kept.tokenizer).predict(photo(), "red circle")
     theirs = exported.predict(photo(), "red circle")
@@ -176,7 +174,7 @@ def test_a_checkpoint_of_other_sizes_is_refused(
 def test_the_recipe_is_of_the_sizes_of_the_model_that_ships() -> None:
     own = f"start_from={ROOT / 'training' / 'checkpoints' / 'cris_edge_s.safetensors'}"
     recipe = read_recipe(ROOT / "training" / "configs" / "int8_s.yaml", [own], DistillRecipe)
-    teacher = open_float(recipe, torch.device("cpu"))
+    teacher, _ = open_float(recipe, torch.device("cpu"))
     assert teacher.model.config.input_size == recipe.config().input_size
 
 
@@ -234,7 +232,7 @@ def test_a_model_is_rounded_in_all_that_it_is_asked(parts: str) -> None:
 
 def test_weights_learn_to_bear_it(recipe: Path, trained: Path) -> None:
     read = read_recipe(recipe, [f"start_from={trained}", f"teacher={trained}"], DistillRecipe)
-    teacher = open_float(read, torch.device("cpu"))
+    teacher, _ = open_float(read, torch.device("cpu"))
     data = build_data(read)
     data.readers["teacher"] = (teacher.tokenizer, teacher.word_len)
     trainer = Trainer(

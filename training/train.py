@@ -130,7 +130,7 @@ def finish_epoch(trainer: Trainer, out: Path, run_log: RunLog | None) -> None:
     record: dict = {"step": trainer.step, "epoch": epoch}
     record["epoch_losses"] = trainer.end_epoch()
     if judged:
-        segmenter = torch_segmenter(trainer.judged, trainer.data.tokenizer)
+        segmenter = torch_segmenter(trainer.judged, trainer.data.tokenizer, trainer.threshold)
         found = {
             name: evaluate_samples(segmenter, samples)
             for name, samples in trainer.data.validation.items()
@@ -163,7 +163,8 @@ def keep_best(trainer: Trainer, found: dict[str, Evaluation], out: Path) -> None
         "recipe": json.dumps(dataclasses.asdict(trainer.recipe)),
         "torch": torch.__version__,
     }
-    checkpoint.save(out / BEST, trainer.judged, trainer.data.tokenizer, metadata)
+    model, tokenizer = trainer.judged, trainer.data.tokenizer
+    checkpoint.save(out / BEST, model, tokenizer, metadata, threshold=trainer.threshold)
 
 
 # --- states ---

@@ -24,6 +24,7 @@ from training.data.batches import TrainingData
 from training.distributed import agree, world
 from training.errors import CheckpointError, DataError, RecipeError, TrainingError
 from training.model import CRIS
+from training.model.config import THRESHOLD
 from training.objective import Batch, Objective, recompute
 from training.recipe import BYSTANDERS, Recipe
 from training.schedule import factor
@@ -137,6 +138,8 @@ class Trainer:
         """Losses of the last step that was heard of."""
         self._unheard: Told | None = None
         self.best = -1.0
+        self.threshold = THRESHOLD
+        """Where masks end when the model is judged, and in what is kept of it."""
 
     def _wrap(self) -> nn.Module:
         if not self.recipe.frozen_statistics:
