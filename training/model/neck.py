@@ -32,10 +32,10 @@ def _double_along(features: Tensor, axis: int) -> Tensor:
     odd = torch.arange(2, device=features.device)
     # Beyond the border a pixel is its own neighbour.
     border = torch.arange(length, device=features.device)[:, None] == odd * (length - 1)
-    share = torch.where(border, 1.0, 0.75).to(features)
+    weight = torch.where(border, 1.0, 0.75).to(features)
     rest = (1,) * (4 - axis)
     neighbour = torch.where(odd.view(2, *rest) == 1, after, before)
-    doubled = share.view(length, 2, *rest) * own + 0.25 * neighbour
+    doubled = weight.view(length, 2, *rest) * own + 0.25 * neighbour
     return doubled.movedim(-1, 1).flatten(axis, axis + 1)
 
 
