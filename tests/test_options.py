@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -266,6 +267,27 @@ def test_a_scaled_loss_that_overflows_costs_one_step(
         trainer.learn(next(steps))
     changed = {name for name, tensor in tensors(trainer).items() if (tensor != before[name]).any()}
     assert len(changed & parameters) > 150
+
+
+@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize(("scale", "broken"), [(1.0, True), (2.0, False)])
+def test_a_loss_that_overflows_at_the_smallest_scale_is_broken(
+    scale: float, broken: bool, behind: bool, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = start(recipe, "precision=float16")
+    trainer.behind, trainer.scaler = behind, torch.amp.GradScaler("cpu", init_scale=scale)
+    forward = Objective.forward
+
+    def huge(objective: Objective, batch: Batch) -> dict[str, Tensor]:
+        return {name: 1e36 * loss for name, loss in forward(objective, batch).items()}
+
+    monkeypatch.setattr(Objective, "forward", huge)
+    expected = (
+        pytest.raises(TrainingError, match=r"its gradient (inf|nan)") if broken else nullcontext()
+    )
+    with expected:
+        trainer.learn(next(endless(trainer)))
+        trainer.hear()
 
 
 def test_an_interrupted_run_in_float16_goes_on_as_if_never_stopped(

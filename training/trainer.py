@@ -119,12 +119,7 @@ class Trainer:
             self.average = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
         # From here on the model differs from its average, in how it computes and not in what.
         self.wrapped = self._wrap()
-        kind = torch.optim.AdamW if recipe.optimiser == "adamw" else torch.optim.Adam
-        self.optimiser = kind(
-            parameter_groups(self.objective, recipe),
-            weight_decay=recipe.weight_decay,
-            fused=device.type == "cuda",
-        )
+        self.optimiser = self._build_optimiser()
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
         self.steps_per_epoch = data.steps(recipe)
         self.epoch = self.step = 0
@@ -140,6 +135,12 @@ class Trainer:
         self.best = -1.0
         self.threshold = THRESHOLD
         """Where masks end when the model is judged, and in what is kept of it."""
+
+    def _build_optimiser(self) -> torch.optim.Optimizer:
+        recipe = self.recipe
+        kind = torch.optim.AdamW if recipe.optimiser == "adamw" else torch.optim.Adam
+        groups, fused = parameter_groups(self.objective, recipe), self.device.type == "cuda"
+        return kind(groups, weight_decay=recipe.weight_decay, fused=fused)
 
     def _wrap(self) -> nn.Module:
         if not self.recipe.frozen_statistics:
@@ -257,17 +258,24 @@ class Trainer:
         told, self._unheard = self._unheard, None
         self.heard = dict(told)
         loss, norm = sum(self.heard.values()), told.norm
-        # Scaled gradients of float16 overflow now and then; the scaler then skips the step and
-        # halves its scale.
-        skipped = self.scaler.is_enabled() and not math.isfinite(norm)
-        broken = self.scaler.get_scale() < SMALLEST_SCALE if skipped else not math.isfinite(norm)
-        if broken or not math.isfinite(loss):
+        if not math.isfinite(loss) or not (math.isfinite(norm) or self._scaled_down()):
             raise TrainingError(
                 f"the loss is {loss} and its gradient {norm} at step {told.step}. A lower "
                 "learning_rate, clip_norm=1.0 or precision=float32 usually helps"
             )
         for name, value in self.heard.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def _scaled_down(self) -> bool:
+        """Whether a gradient that is no number is one of float16 that was scaled too much.
+
+        They overflow now and then; the scaler then skips the step and halves its scale.
+        """
+        scale = self.scaler.get_scale()
+        if self.behind:
+            # Halved already since the step that is heard of.
+            scale /= self.scaler.get_backoff_factor()
+        return self.scaler.is_enabled() and scale > SMALLEST_SCALE
 
     def _update(self) -> None:
         """Let the optimiser take its step."""
