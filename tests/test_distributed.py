@@ -38,6 +38,7 @@ from tests.training_run import (
 from training import checkpoint
 from training.data import batches
 from training.data.batches import StepSampler, build_data
+from training.data.items import Place
 from training.evaluate import evaluate_samples
 from training.predictor import open_segmenter
 from training.recipe import Recipe, read_recipe
@@ -281,15 +282,12 @@ def test_a_process_that_is_killed_ends_the_run_and_one_alone_goes_on(
 
 
 def read(
-    repeats: list[int], recipe: Recipe, rank: int, size: int, epoch: int, first: int
-) -> list[list[tuple[int, int]]]:
-    """What a process reads, part by part."""
+    repeats: list[int], recipe: Recipe, rank: int, size: int, first: int = 0
+) -> list[list[Place]]:
+    """What a process reads to the end of its run, part by part."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batches, "world", lambda: (rank, size))
-        sampler = StepSampler(repeats, recipe, epoch, first)
-        parts = list(sampler)
-        assert len(sampler) == len(parts)
-        return parts
+        return list(StepSampler(repeats, recipe, first))
 
 
 @settings(deadline=None)
@@ -299,20 +297,20 @@ def read(
     accumulate=st.integers(1, 3),
     share=st.integers(1, 3),
     seed=st.integers(0, 5),
-    epoch=st.integers(0, 3),
+    epochs=st.integers(1, 4),
     data=st.data(),
 )
 def test_processes_share_the_very_batches_of_one(
-    repeats: list[int], size: int, accumulate: int, share: int, seed: int, epoch: int, data: Any
+    repeats: list[int], size: int, accumulate: int, share: int, seed: int, epochs: int, data: Any
 ) -> None:
     photos = size * accumulate * share
-    recipe = dataclasses.replace(Recipe(), photos=photos, seed=seed)
-    whole = read(repeats, recipe, 0, 1, epoch, 0)
-    assert len(whole) == sum(repeats) // photos
+    recipe = dataclasses.replace(Recipe(), photos=photos, seed=seed, epochs=epochs)
+    whole = read(repeats, recipe, 0, 1)
+    assert len(whole) == epochs * (sum(repeats) // photos)
     assert all(len(batch) == photos for batch in whole)
     first = data.draw(st.integers(0, len(whole)))
     divided = dataclasses.replace(recipe, accumulate=accumulate)
-    shares = [read(repeats, divided, rank, size, epoch, first) for rank in range(size)]
+    shares = [read(repeats, divided, rank, size, first) for rank in range(size)]
     for step, batch in enumerate(whole[first:]):
         pieces = range(step * accumulate, (step + 1) * accumulate)
         # Part for part, in the order of the ranks: batch norm over the processes then sees what
@@ -321,16 +319,32 @@ def test_processes_share_the_very_batches_of_one(
     assert all(len(own) == accumulate * (len(whole) - first) for own in shares)
     places = [place for batch in whole for place in batch]
     assert len(set(places)) == len(places)
-    assert set(places) <= {(i, draw) for i, times in enumerate(repeats) for draw in range(times)}
+    draws = {(i, draw) for i, times in enumerate(repeats) for draw in range(times)}
+    assert set(places) <= {(epoch, *draw) for epoch in range(epochs) for draw in draws}
 
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:
-    recipe = dataclasses.replace(Recipe(), photos=10)
+    recipe = dataclasses.replace(Recipe(), photos=10, epochs=2)
+    runs = [read([1] * 40, dataclasses.replace(recipe, seed=seed), 0, 1) for seed in (0, 1)]
     orders = [
-        read([1] * 40, dataclasses.replace(recipe, seed=seed), 0, 1, epoch, 0)
-        for seed, epoch in ((0, 0), (0, 1), (1, 0))
+        [place for batch in half for place in batch] for run in runs for half in (run[:4], run[4:])
     ]
-    assert orders[0] != orders[1]
-    assert orders[0] != orders[2]
-    for order in orders:
-        assert sorted(place for batch in order for place in batch) == [(i, 0) for i in range(40)]
+    photos = [[photo for _, photo, _ in order] for order in orders]
+    assert all(a != b for i, a in enumerate(photos) for b in photos[:i])
+    for order, epoch in zip(orders, (0, 1, 0, 1), strict=True):
+        assert sorted(order) == [(epoch, photo, 0) for photo in range(40)]
+
+
+def test_what_loads_photos_starts_once_for_all_epochs(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = tmp_path / "started"
+
+    def start_worker(worker: int) -> None:
+        with started.open("a") as file:
+            file.write(f"{worker} ")
+
+    monkeypatch.setattr(batches, "start_worker", start_worker)
+    assert run(recipe, tmp_path / "out", "workers=2") == 0
+    assert len(epochs(tmp_path / "out")) > 1
+    assert sorted(started.read_text().split()) == ["0", "1"]

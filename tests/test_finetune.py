@@ -238,7 +238,7 @@ def test_weights_learn_to_bear_it(recipe: Path, trained: Path) -> None:
     trainer = Trainer(
         read, data, torch.device("cpu"), teach=lambda model, _: Finetuning(model, read, teacher)
     )
-    batch = next(iter(data.batches(read, 0)))
+    batch = next(iter(data.batches(read)))
     objective, model = trainer.objective.train(), trainer.model
     taught = teacher.show(batch["image"], batch["teacher_tokens"])["logits"]
 

@@ -410,11 +410,12 @@ def test_a_phrase_is_distinct_where_none_before_it_names_the_same() -> None:
     assert distinct(instances).tolist() == expected
 
 
-def order(repeats: list[int], **changes: int) -> list[tuple[int, int]]:
+def order(repeats: list[int], epoch: int = 0, seed: int = 0) -> list[tuple[int, int]]:
     """Photos and draws of an epoch in steps of one photo."""
-    epoch = changes.pop("epoch", 0)
-    recipe = Recipe(photos=1, **changes)
-    return [draw for part in StepSampler(repeats, recipe, epoch, 0) for draw in part]
+    recipe = Recipe(photos=1, seed=seed, epochs=epoch + 1)
+    parts = list(StepSampler(repeats, recipe, epoch * sum(repeats)))
+    assert all(place[0] == epoch for part in parts for place in part)
+    return [(photo, draw) for part in parts for _, photo, draw in part]
 
 
 def test_an_epoch_sees_every_photo_as_often_as_it_should() -> None:

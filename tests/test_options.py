@@ -55,15 +55,11 @@ def start(recipe: Path, *overrides: str) -> Trainer:
     return Trainer(read, build_data(read), CPU)
 
 
-def endless(trainer: Trainer) -> Iterator[list[Batch]]:
-    while True:
-        yield from trainer.batches()
-        trainer.end_epoch()
-
-
 def learn(trainer: Trainer, count: int) -> list[Mapping[str, float]]:
     """The losses of so many steps."""
-    return [trainer.learn(parts) for parts in islice(endless(trainer), count)]
+    found = [trainer.learn(parts) for parts in islice(trainer.batches(), count)]
+    assert len(found) == count
+    return found
 
 
 def tensors(trainer: Trainer) -> dict[str, Tensor]:
@@ -156,7 +152,7 @@ def test_a_step_that_comes_to_no_number_is_never_written(
 ) -> None:
     trainer = start(recipe)
     trainer.behind = behind
-    steps, forward = endless(trainer), Objective.forward
+    steps, forward = trainer.batches(), Objective.forward
     trainer.learn(next(steps))
     before = tensors(trainer)
 
@@ -219,7 +215,7 @@ def test_a_compiled_model_trains_as_the_other(recipe: Path) -> None:
 
 def settle(trainer: Trainer) -> Iterator[list[Batch]]:
     """Let the scale of the loss come down to where its gradients have room; further batches."""
-    steps, scale = endless(trainer), math.inf
+    steps, scale = trainer.batches(), math.inf
     while trainer.scaler.get_scale() != scale:
         assert trainer.step < 15
         scale = trainer.scaler.get_scale()
@@ -228,7 +224,7 @@ def settle(trainer: Trainer) -> Iterator[list[Batch]]:
 
 
 def test_float16_scales_its_loss_and_keeps_the_scale(recipe: Path, tmp_path: Path) -> None:
-    trainer = start(recipe, "precision=float16")
+    trainer = start(recipe, "precision=float16", "epochs=9")
     (exact,) = masks(learn(start(recipe), 1))
     (first,) = masks(learn(trainer, 1))
     assert first == pytest.approx(exact, rel=0.02)
@@ -238,7 +234,7 @@ def test_float16_scales_its_loss_and_keeps_the_scale(recipe: Path, tmp_path: Pat
     assert masks([trainer.learn(next(steps)) for _ in range(8)])[-1] < 0.8 * first
     trainer.scaler.update(512.0)
     trainer.save(tmp_path / "state-00000003.safetensors")
-    again = start(recipe, "precision=float16")
+    again = start(recipe, "precision=float16", "epochs=9")
     assert again.scaler.get_scale() != 512
     again.load(tmp_path / "state-00000003.safetensors")
     assert again.scaler.get_scale() == 512
@@ -248,7 +244,7 @@ def test_float16_scales_its_loss_and_keeps_the_scale(recipe: Path, tmp_path: Pat
 def test_a_scaled_loss_that_overflows_costs_one_step(
     recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = start(recipe, "precision=float16")
+    trainer = start(recipe, "precision=float16", "epochs=9")
     steps = settle(trainer)
     before, scale, step = tensors(trainer), trainer.scaler.get_scale(), trainer.step
     forward = Objective.forward
@@ -274,7 +270,7 @@ def test_a_scaled_loss_that_overflows_costs_one_step(
 def test_a_loss_that_overflows_at_the_smallest_scale_is_broken(
     scale: float, broken: bool, behind: bool, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = start(recipe, "precision=float16")
+    trainer = start(recipe, "precision=float16", "epochs=9")
     trainer.behind, trainer.scaler = behind, torch.amp.GradScaler("cpu", init_scale=scale)
     forward = Objective.forward
 
@@ -286,7 +282,7 @@ def test_a_loss_that_overflows_at_the_smallest_scale_is_broken(
         pytest.raises(TrainingError, match=r"its gradient (inf|nan)") if broken else nullcontext()
     )
     with expected:
-        trainer.learn(next(endless(trainer)))
+        trainer.learn(next(trainer.batches()))
         trainer.hear()
 
 
@@ -398,7 +394,7 @@ def test_a_cosine_goes_down_to_nothing(steps: int, epochs: int, warmup: int) -> 
 def test_the_optimiser_has_the_rates_of_the_schedule(recipe: Path, tmp_path: Path) -> None:
     trainer = start(recipe, "warmup_steps=2", "milestones=[1, 2]")
     found = []
-    for parts in islice(endless(trainer), 9):
+    for parts in islice(trainer.batches(), 9):
         trainer.learn(parts)
         found.append({group["lr"] / group["base_lr"] for group in trainer.optimiser.param_groups})
     expected = [0.5, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.01]
@@ -431,13 +427,22 @@ def test_without_an_average_the_model_itself_is_judged(recipe: Path) -> None:
     assert trainer.average is None
     assert trainer.judged is trainer.model
     assert not trainer.model.training
-    next(trainer.batches())
-    assert trainer.model.training
+
+
+def test_judging_leaves_the_training_as_it_is(recipe: Path, tmp_path: Path) -> None:
+    often, once = (tmp_path / name for name in ("often", "once"))
+    assert run(recipe, often, "validate_every=1") == 0
+    assert run(recipe, once, "validate_every=9") == 0
+    losses, expected = (
+        [record["losses"] for record in figures(out) if "losses" in record] for out in (often, once)
+    )
+    assert len(losses) == 9
+    assert losses == expected
 
 
 def test_the_average_that_is_judged_lags_behind(recipe: Path) -> None:
     trainer = start(recipe, "ema=0.6")
-    steps = endless(trainer)
+    steps = trainer.batches()
     expected, name = None, "projector.pixels.weight"
     for count, parts in enumerate(islice(steps, 7)):
         trainer.learn(parts)

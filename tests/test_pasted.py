@@ -284,7 +284,7 @@ def test_a_share_of_the_items_is_pasted_and_the_others_are_as_without(
     plain, some, every = (dataset(samples, tokenizer, share) for share in (0.0, 0.5, 1.0))
     written = {s.text for s in samples if s.source == "written"}
     written |= {mirror(text) for text in written if mirror(text)}  # type: ignore
-    places = [(index, draw) for index in range(len(plain)) for draw in range(10)]
+    places = [(0, index, draw) for index in range(len(plain)) for draw in range(10)]
     untouched = 0
     for place in places:
         unpasted, item, pasted = plain[place], some[place], every[place]
@@ -297,7 +297,7 @@ def test_a_share_of_the_items_is_pasted_and_the_others_are_as_without(
 
 def test_loading_processes_give_the_same_items(samples: list[Sample], tokenizer: Tokenizer) -> None:
     data = dataset(samples, tokenizer, 1.0)
-    places = [(index, draw) for index in range(len(data)) for draw in range(2)]
+    places = [(0, index, draw) for index in range(len(data)) for draw in range(2)]
     loader: DataLoader[dict[str, object]] = DataLoader(
         data,
         sampler=places,  # type: ignore

@@ -101,9 +101,8 @@ def test_an_epoch_says_one_sentence_of_each_reference(
     assert data.repeats == [1] * 12
     said: list[Counter[str]] = [Counter() for _ in references]
     for epoch in range(40):
-        data.dataset.set_epoch(epoch)
         for index, reference in enumerate(references):
-            (text,) = data.dataset[index, 0]["texts"]
+            (text,) = data.dataset[epoch, index, 0]["texts"]
             assert text in reference.sentences
             said[index][text] += 1
     for counts, reference in zip(said, references, strict=True):
@@ -117,8 +116,7 @@ def test_an_epoch_says_one_sentence_of_each_reference(
 def test_equal_seeds_say_the_same_and_others_something_else(recipe: Path) -> None:
     def told(seed: int, epoch: int) -> list[str]:
         dataset = build_data(read_recipe(recipe, [f"seed={seed}"])).dataset
-        dataset.set_epoch(epoch)
-        return [dataset[index, 0]["texts"][0] for index in range(len(dataset))]
+        return [dataset[epoch, index, 0]["texts"][0] for index in range(len(dataset))]
 
     assert told(0, 0) == told(0, 0)
     assert told(0, 0) != told(0, 1)
@@ -131,12 +129,12 @@ def test_several_sentences_differ_where_there_are_as_many(
     read = read_recipe(recipe, ["phrases=2"])
     data = build_data(read)
     for index, reference in enumerate(references):
-        item = data.dataset[index, 0]
+        item = data.dataset[0, index, 0]
         assert len(set(item["texts"])) == min(2, len(reference.sentences))
         assert item["tokens"].shape == (2, 17)
         assert item["masks"].shape == (2, 16, 16)
         assert torch.equal(item["masks"][0], item["masks"][1])
-    batch = next(iter(data.batches(read, 0)))
+    batch = next(iter(data.batches(read)))
     assert batch["image"].shape == (4, 64, 64, 3)
     assert batch["tokens"].shape == (8, 17)
 
@@ -159,7 +157,7 @@ def test_masks_are_as_published(data: TrainingData, references: list[Reference])
     letterbox = Letterbox(64, (0.5, 0.5, 0.5))
     between = 0
     for index, reference in enumerate(references):
-        item = data.dataset[index, 0]
+        item = data.dataset[0, index, 0]
         height, width = reference.photo.height, reference.photo.width
         # The mask goes through the warp of the photo at its full size, and every fourth pixel is
         # taken, linear edges and all.
@@ -195,14 +193,16 @@ def test_what_means_nothing_has_an_empty_mask_and_trains(
 ) -> None:
     nothing = [i for i, reference in enumerate(references) if not reference.target.objects]
     assert len(nothing) == 2
-    items = [data.dataset[index, 0] for index in nothing]
+    items = [data.dataset[0, index, 0] for index in nothing]
     for item in items:
         assert not item["masks"].any()
         assert item["instance"].tolist() == [-1]
         assert item["weight"].tolist() == [1.0]
     several = next(i for i, reference in enumerate(references) if reference.target.objects == 3)
-    assert data.dataset[several, 0]["masks"].sum() > max(
-        data.dataset[i, 0]["masks"].sum() for i, r in enumerate(references) if r.target.objects == 1
+    assert data.dataset[0, several, 0]["masks"].sum() > max(
+        data.dataset[0, i, 0]["masks"].sum()
+        for i, r in enumerate(references)
+        if r.target.objects == 1
     )
     read = read_recipe(recipe, ["dice=1.0", "which=1.0", "photos=2"])
     trainer = Trainer(read, data, torch.device("cpu"))
@@ -251,7 +251,7 @@ def mirroring(share: float) -> ReferenceDataset:
 def test_a_mirrored_photo_has_its_mask_and_its_words_mirrored() -> None:
     never, always = mirroring(0.0), mirroring(1.0)
     for index, sentence in enumerate(SENTENCES):
-        plain, turned = never[index, 0], always[index, 0]
+        plain, turned = never[0, index, 0], always[0, index, 0]
         assert plain["texts"] == [sentence]
         assert np.array_equal(plain["masks"][0], MASK[::4, ::4])
         if sentence in MIRRORED:
@@ -271,13 +271,12 @@ def test_a_share_of_the_photos_is_mirrored() -> None:
     dataset = mirroring(0.3)
     turned = 0
     for epoch in range(200):
-        dataset.set_epoch(epoch)
-        turned += dataset[0, 0]["texts"] == ["man on the right"]
+        turned += dataset[epoch, 0, 0]["texts"] == ["man on the right"]
     assert 35 < turned < 90
 
 
 def test_the_recipe_mirrors(recipe: Path) -> None:
     plain, turned = (build_data(read_recipe(recipe, [f"mirror={share}"])) for share in (0, 1))
-    pairs = [(plain.dataset[index, 0], turned.dataset[index, 0]) for index in range(12)]
+    pairs = [(plain.dataset[0, index, 0], turned.dataset[0, index, 0]) for index in range(12)]
     mirrored = [one["texts"] for one, two in pairs if not torch.equal(one["image"], two["image"])]
     assert ["all the apples"] in mirrored or len(mirrored) > 6

@@ -17,7 +17,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from tqdm import tqdm
@@ -101,10 +101,8 @@ def measure(recipe: Recipe, way: str, device: torch.device, warm: int, steps: in
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     data = build_data(recipe)
-    # Enough for all steps: between epochs a loader's processes start anew, and are waited for.
     epochs = math.ceil((warm + steps) / data.steps(recipe))
-    data.repeats = [epochs * times for times in data.repeats]
-    trainer = Trainer(recipe, data, device)
+    trainer = Trainer(replace(recipe, epochs=epochs), data, device)
     batches = trainer.batches()
     for _ in tqdm(range(warm), f"{way}: warming up", leave=False):
         trainer.learn(next(batches))

@@ -16,7 +16,8 @@ import dataclasses
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,6 +30,7 @@ from training.data.batches import TrainingData, build_data
 from training.distributed import agree
 from training.errors import CheckpointError, DataError, TrainingError
 from training.evaluate import Evaluation, evaluate_samples
+from training.objective import Batch
 from training.pace import Pace
 from training.predictor import torch_segmenter
 from training.recipe import Recipe, read_recipe
@@ -73,8 +75,9 @@ def train(
         clear_leftovers(out)
         run_log = RunLog(out, trainer.step, trainer.epoch)
     try:
+        steps = trainer.batches()
         while trainer.epoch < recipe.epochs:
-            train_epoch(trainer, out, run_log)
+            train_epoch(trainer, steps, out, run_log)
             finish_epoch(trainer, out, run_log)
     except (CheckpointError, DataError) as error:
         # A file that cannot be written, or a photo that cannot be read.
@@ -101,14 +104,18 @@ def warn_of_slow_precision(recipe: Recipe, device: torch.device) -> None:
             )
 
 
-def train_epoch(trainer: Trainer, out: Path, run_log: RunLog | None) -> None:
+def train_epoch(
+    trainer: Trainer, steps: Iterator[list[Batch]], out: Path, run_log: RunLog | None
+) -> None:
     """The rest of an epoch, with lines in the log and states as the recipe wants them."""
     recipe, total = trainer.recipe, trainer.steps_per_epoch
     pace = Pace(recipe.photos)
     title = f"epoch {trainer.epoch + 1}/{recipe.epochs}"
     done = trainer.step_in_epoch
+    # What was judged last may be the very model.
+    trainer.objective.train()
     with tqdm(total=total, initial=done, desc=title, mininterval=5, disable=run_log is None) as bar:
-        for parts in pace.waiting_for(trainer.batches()):
+        for parts in pace.waiting_for(islice(steps, total - done)):
             losses = trainer.learn(parts)
             bar.update()
             bar.set_postfix(loss=f"{sum(trainer.heard.values()):.3f}")

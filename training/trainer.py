@@ -110,7 +110,7 @@ class Trainer:
         keep_freed_memory(device)
         self.recipe, self.data, self.device = recipe, data, device
         self.model = agree(lambda: build(recipe, data))
-        self.objective = teach(self.model, recipe).to(device)
+        self.objective = teach(self.model, recipe).to(device).train()
         if recipe.channels_last:
             self.objective.to(memory_format=torch.channels_last)
         self.average = None
@@ -162,14 +162,13 @@ class Trainer:
         return self.step - self.epoch * self.steps_per_epoch
 
     def batches(self) -> Iterator[list[Batch]]:
-        """What is left of the epoch: for each step the parts that this process takes of it.
+        """What is left of the run: for each step the parts that this process takes of it.
 
         Raises:
             DataError: a photo cannot be read.
             RuntimeError: from torch, a process that loads photos died.
         """
-        self.objective.train()
-        batches = self.data.batches(self.recipe, self.epoch, self.step_in_epoch)
+        batches = self.data.batches(self.recipe, self.step)
         parts: list[Batch] = []
         try:
             for batch in ahead(iter(batches)):

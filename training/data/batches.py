@@ -16,7 +16,7 @@ from cris_edge.letterbox import Letterbox
 from cris_edge.tokenizer import Tokenizer, build
 from training import checkpoint
 from training.data.augment import Augmentation
-from training.data.items import ItemMaker, collate, start_worker
+from training.data.items import ItemMaker, Place, collate, start_worker
 from training.data.nouns import CATEGORIES, EVERY_NOUN, NOUNS
 from training.data.photo_dataset import PhotoDataset
 from training.data.prepared import open_references
@@ -38,16 +38,13 @@ JUDGED_SCENES = 100
 
 
 class Drawn(Protocol):
-    """A dataset whose items depend on the seed, the epoch, the index and the draw alone."""
+    """A dataset whose items depend on the seed and their place alone."""
 
     def __len__(self) -> int:
         """Number of photos."""
 
-    def set_epoch(self, epoch: int) -> None:
-        """Draw other items; before a loader makes its iterator."""
-
-    def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
-        """Item of (index, draw)."""
+    def __getitem__(self, place: Place) -> dict[str, Any]:
+        """The item of a place."""
 
 
 @dataclass
@@ -65,51 +62,52 @@ class TrainingData:
     readers: dict[str, tuple[Tokenizer, int]] = field(default_factory=dict)
     """Who else reads the phrases: a batch has `NAME_tokens` by this tokenizer, so many a phrase."""
 
-    def batches(self, recipe: Recipe, epoch: int, first: int = 0) -> Batches:
-        """This process's share of an epoch's batches, from step `first` of it on."""
-        return Batches(self, recipe, epoch, first)
+    def batches(self, recipe: Recipe, first: int = 0) -> Batches:
+        """This process's share of a run's batches, from step `first` of it on."""
+        return Batches(self, recipe, first)
 
     def steps(self, recipe: Recipe) -> int:
         """Steps of an epoch; a last batch that would not be full is left out."""
         return sum(self.repeats) // recipe.photos
 
 
-class StepSampler(Sampler[list[tuple[int, int]]]):
-    """Which photos this process reads: parts of a global batch that (seed, epoch) fixes.
+class StepSampler(Sampler[list[Place]]):
+    """Which photos this process reads: parts of global batches that (seed, epoch) fixes.
 
     However many processes share a batch, and in however many parts each takes its share, together
-    they see the same photos in the same step.
+    they see the same photos in the same step. It goes on to the run's end, so that a loader's
+    processes start once and not in every epoch.
     """
 
-    def __init__(self, repeats: Sequence[int], recipe: Recipe, epoch: int, first: int):
-        draws = [(photo, draw) for photo, times in enumerate(repeats) for draw in range(times)]
-        order = np.random.default_rng((recipe.seed, epoch)).permutation(len(draws))
+    def __init__(self, repeats: Sequence[int], recipe: Recipe, first: int):
+        self.draws = [(photo, draw) for photo, times in enumerate(repeats) for draw in range(times)]
+        self.recipe, self.first = recipe, first
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        """Lists of places: each draw of a photo has other phrases and changes."""
+        steps = len(self.draws) // self.recipe.photos
+        for epoch in range(self.recipe.epochs):
+            order = np.random.default_rng((self.recipe.seed, epoch)).permutation(len(self.draws))
+            for step in range(max(self.first - epoch * steps, 0), steps):
+                for start, end in self.shares(step):
+                    yield [(epoch, *self.draws[place]) for place in order[start:end]]
+
+    def shares(self, step: int) -> Iterator[tuple[int, int]]:
+        """Where this process's parts of an epoch's step begin and end in the epoch's order."""
         rank, size = world()
-        part = recipe.photos // (size * recipe.accumulate)
-        self.parts = [
-            [draws[place] for place in order[start : start + part]]
-            for step in range(first, len(draws) // recipe.photos)
-            for piece in range(recipe.accumulate)
-            for start in [step * recipe.photos + (piece * size + rank) * part]
-        ]
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        """Lists of (photo, draw): each draw of a photo has other phrases and changes."""
-        return iter(self.parts)
-
-    def __len__(self) -> int:
-        """Parts that are left of the epoch."""
-        return len(self.parts)
+        part = self.recipe.photos // (size * self.recipe.accumulate)
+        for piece in range(self.recipe.accumulate):
+            start = step * self.recipe.photos + (piece * size + rank) * part
+            yield start, start + part
 
 
 class Batches:
     """A loader's batches with the nouns and the bookkeeping that the losses want."""
 
-    def __init__(self, data: TrainingData, recipe: Recipe, epoch: int, first: int):
-        data.dataset.set_epoch(epoch)
+    def __init__(self, data: TrainingData, recipe: Recipe, first: int):
         self.loader: DataLoader[dict[str, Any]] = DataLoader(
             data.dataset,  # type: ignore[arg-type]
-            batch_sampler=StepSampler(data.repeats, recipe, epoch, first),
+            batch_sampler=StepSampler(data.repeats, recipe, first),
             num_workers=recipe.workers,
             collate_fn=collate,
             worker_init_fn=start_worker,
@@ -117,11 +115,7 @@ class Batches:
         )
         self.tokenizer, self.readers, self.recipe = data.tokenizer, data.readers, recipe
         self.word_len = recipe.config().word_len
-        self.epoch, self.first = epoch, first
-
-    def __len__(self) -> int:
-        """Parts of steps that are left."""
-        return len(self.loader)
+        self.first, self.steps_per_epoch = first, data.steps(recipe)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """Batches of `recipe.photos` / (processes * `recipe.accumulate`) photos."""
@@ -136,8 +130,9 @@ class Batches:
             yield batch
 
     def nouns(self, step: int) -> Tensor:
-        """Token ids of the 80 categories, each by one of its names."""
-        rng = np.random.default_rng((self.recipe.seed, self.epoch, step))
+        """Token ids of the 80 categories, each by one of its names that the run's step draws."""
+        place = divmod(step, self.steps_per_epoch)
+        rng = np.random.default_rng((self.recipe.seed, *place))
         texts = [str(rng.choice(NOUNS[category])) for category in CATEGORIES]
         return encode(texts, self.tokenizer, self.word_len)
 

@@ -17,6 +17,9 @@ from training.data.coco import Instance, Photo
 from training.data.labels import CATEGORY_STRIDE, MASK_STRIDE, Labels
 from training.errors import DataError
 
+Place = tuple[int, int, int]
+"""Of an item: (epoch, index, draw). An epoch may see a photo several times, in as many draws."""
+
 
 @dataclass(frozen=True)
 class Phrase:

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from training.data.augment import Augmentation, flipped, jittered, moved_in, moved_out
 from training.data.choose import choose, fits_mirrored, survives_crop
 from training.data.foreign import ForeignPhrases
-from training.data.items import ItemMaker, Phrase
+from training.data.items import ItemMaker, Phrase, Place
 from training.data.mirror import mirror
 from training.data.pasted import Paster
 from training.data.samples import Sample
@@ -67,7 +67,7 @@ class PhotoDataset(Dataset[dict[str, Any]]):
         self._absent_share, self._several_share = absent_share, several_share
         self._written_share = written_share
         self._foreign = ForeignPhrases(samples)
-        self._seed, self._epoch = seed, 0
+        self._seed = seed
         photos = [group[0].photo for group in self._groups]
         self._paster = Paster(photos) if pasted_share else None
         self._pasted_share = pasted_share
@@ -81,20 +81,10 @@ class PhotoDataset(Dataset[dict[str, Any]]):
         """The photos' files, in the order of the indices."""
         return [str(samples[0].photo.path) for samples in self._groups]
 
-    def set_epoch(self, epoch: int) -> None:
-        """Draw other phrases and changes; before the loader makes its iterator."""
-        self._epoch = epoch
-
-    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
-        """Draw, load and change a photo; see the class for what it returns.
-
-        Args:
-            index: of the photo; or (index, draw), for photos that an epoch sees several times,
-                each time with other phrases and changes.
-        """
-        index, draw = index if isinstance(index, tuple) else (index, 0)
-        rng = np.random.default_rng((self._seed, self._epoch, index, draw))
-        samples = self._seen(index, draw)
+    def __getitem__(self, place: Place) -> dict[str, Any]:
+        """Draw, load and change a photo; see the class for what it returns."""
+        rng = np.random.default_rng((self._seed, *place))
+        samples = self._seen(place)
         photo = samples[0].photo
         picture = photo.read()
         matrix = self._items.letterbox.matrix(photo.height, photo.width)
@@ -105,13 +95,13 @@ class PhotoDataset(Dataset[dict[str, Any]]):
         phrases = self._draw(samples, flip, rng)
         return self._items(photo, picture, phrases, matrix)
 
-    def _seen(self, index: int, draw: int) -> list[Sample]:
+    def _seen(self, place: Place) -> list[Sample]:
         """What can be said of the photo, or of what becomes of it with something pasted on."""
-        samples = self._groups[index]
+        samples = self._groups[place[1]]
         if self._paster is None:
             return samples
         # Numbers of its own, so that the photos left as they are stay those of a run without.
-        rng = np.random.default_rng((self._seed, self._epoch, index, draw, 1))
+        rng = np.random.default_rng((self._seed, *place, 1))
         if rng.random() >= self._pasted_share:
             return samples
         return self._paster.samples(samples[0].photo, rng) or samples

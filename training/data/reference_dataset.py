@@ -9,7 +9,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from training.data.augment import flipped
-from training.data.items import ItemMaker, Phrase
+from training.data.items import ItemMaker, Phrase, Place
 from training.data.mirror import mirror
 from training.data.references import Reference
 
@@ -40,20 +40,16 @@ class ReferenceDataset(Dataset[dict[str, Any]]):
             seed: of everything that is drawn.
         """
         self._references, self._items, self._phrases = references, items, phrases
-        self._mirror_share, self._seed, self._epoch = mirror_share, seed, 0
+        self._mirror_share, self._seed = mirror_share, seed
 
     def __len__(self) -> int:
         """Number of references."""
         return len(self._references)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Draw other sentences; before the loader makes its iterator."""
-        self._epoch = epoch
-
-    def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
-        """Load a reference's photo and draw its sentences; `place` is (index, draw)."""
-        rng = np.random.default_rng((self._seed, self._epoch, *place))
-        reference = self._references[place[0]]
+    def __getitem__(self, place: Place) -> dict[str, Any]:
+        """Load a reference's photo and draw its sentences."""
+        rng = np.random.default_rng((self._seed, *place))
+        reference = self._references[place[1]]
         photo, sentences = reference.photo, reference.sentences
         order = np.resize(rng.permutation(len(sentences)), self._phrases)
         texts = [sentences[i] for i in order]

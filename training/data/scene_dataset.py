@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from training.data.items import ItemMaker, Phrase
+from training.data.items import ItemMaker, Phrase, Place
 from training.data.scene_phrases import FIRST_KINDS, LATER_KINDS, draw
 from training.data.scenes import make_scene
 
@@ -25,20 +25,17 @@ class SceneDataset(Dataset[dict[str, Any]]):
     ):
         """Make a world of `count` scenes an epoch over photos; `world` is its seed."""
         self._backgrounds, self._count, self._items = backgrounds, count, items
-        self._phrases, self._world, self._epoch = phrases, world, 0
+        self._phrases, self._world = phrases, world
 
     def __len__(self) -> int:
         """Scenes in an epoch."""
         return self._count
 
-    def set_epoch(self, epoch: int) -> None:
-        """Go on to other scenes; before the loader makes its iterator."""
-        self._epoch = epoch
-
-    def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
-        """Paint a scene and say things of it; `place` is (index, draw), the draw is always 0."""
-        number = self._epoch * self._count + place[0]
-        kinds = LATER_KINDS if self._epoch else FIRST_KINDS
+    def __getitem__(self, place: Place) -> dict[str, Any]:
+        """Paint a scene and say things of it; its draw is always 0."""
+        epoch, index, _ = place
+        number = epoch * self._count + index
+        kinds = LATER_KINDS if epoch else FIRST_KINDS
         samples: list[Any] = []
         while not samples:
             # Where nothing can be said of a scene, the next one of another row of numbers.
