@@ -24,13 +24,15 @@ unit: $(VENV)/.dev
 slow: $(VENV)/.dev ## the tests that take minutes
 	$(PYTEST) -m slow
 
-# With TEACHER=checkpoint it learns from that one too (docs/distillation.md).
+# TEACHER=checkpoint: it learns from that one too (docs/distillation.md). SET: other values for the recipe,
+# e.g. SET="accumulate=16 precision=float32" where memory is short and nothing computes in bfloat16.
 model: $(VENV)/.dev ## the bundle that ships, anew: make model DATA=folder (docs/model.md); goes on when stopped
 	@test -d "$(DATA)" || { echo "make model DATA=folder: a data folder as docs/data.md describes it"; exit 2; }
 	test -e runs/words.safetensors || $(BIN)/python -m training.words --out runs/words.safetensors \
-		--config training/configs/cris_edge_s.yaml $(addprefix --phrases ,$(wildcard $(DATA)/expressions.txt.gz)) data=$(DATA)
+		--config training/configs/cris_edge_s.yaml $(addprefix --phrases ,$(wildcard $(DATA)/expressions.txt.gz)) \
+		data=$(DATA) $(SET)
 	$(BIN)/python -m $(if $(TEACHER),quantize.distill --teacher $(TEACHER),training.train) --config training/configs/cris_edge_s.yaml --out runs/model \
-		data=$(DATA) start_from=runs/words.safetensors $(if $(wildcard runs/model/state-*.safetensors),--resume)
+		data=$(DATA) start_from=runs/words.safetensors $(SET) $(if $(wildcard runs/model/state-*.safetensors),--resume)
 	$(BIN)/python -m training.compact runs/model/best.safetensors --threshold 0.25 \
 		--out training/checkpoints/cris_edge_s.safetensors
 	$(BIN)/python -m export.build --checkpoint training/checkpoints/cris_edge_s.safetensors --target onnx \
