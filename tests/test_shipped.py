@@ -74,11 +74,11 @@ def test_it_is_the_checkpoint_that_lies_beside_the_code(segmenter: Segmenter) ->
 
 
 # Docs have this threshold of the score, which most phrases that fit nothing stay below.
-FITS = 0.633
+FITS = 0.639
 # Strict, so that a model that has learnt it is told so.
 WRONGLY_FOUND = pytest.param(
     "white airplane",
-    marks=pytest.mark.xfail(strict=True, reason="scores 0.65: docs/model.md, where it fails"),
+    marks=pytest.mark.xfail(strict=True, reason="scores 0.67: docs/model.md, where it fails"),
 )
 
 
