@@ -104,20 +104,26 @@ def test_steps_that_are_heard_of_later_are_the_same(recipe: Path) -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def multiply_losses(patch: pytest.MonkeyPatch, factor: float) -> None:
+    """Every loss is so many times what it would be."""
+    forward = Objective.forward
+
+    def multiplied(objective: Objective, batch: Batch) -> dict[str, Tensor]:
+        return {name: factor * loss for name, loss in forward(objective, batch).items()}
+
+    patch.setattr(Objective, "forward", multiplied)
+
+
 @pytest.mark.parametrize("behind", [False, True])
 def test_a_step_that_comes_to_no_number_is_never_written(
     behind: bool, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = start(recipe)
     trainer.behind = behind
-    steps, forward = trainer.batches(), Objective.forward
+    steps = trainer.batches()
     trainer.learn(next(steps))
     before = tensors(trainer)
-
-    def spoilt(objective: Objective, batch: Batch) -> dict[str, Tensor]:
-        return {name: math.nan * loss for name, loss in forward(objective, batch).items()}
-
-    monkeypatch.setattr(Objective, "forward", spoilt)
+    multiply_losses(monkeypatch, math.nan)
     if behind:
         assert math.isnan(trainer.learn(next(steps))["mask"])
     write = partial(trainer.save, tmp_path / "state.safetensors")
@@ -205,13 +211,8 @@ def test_a_scaled_loss_that_overflows_costs_one_step(
     trainer = start(recipe, "precision=float16", "epochs=9")
     steps = settle(trainer)
     before, scale, step = tensors(trainer), trainer.scaler.get_scale(), trainer.step
-    forward = Objective.forward
-
-    def huge(objective: Objective, batch: Batch) -> dict[str, Tensor]:
-        return {name: 1e36 * loss for name, loss in forward(objective, batch).items()}
-
     with monkeypatch.context() as patch:
-        patch.setattr(Objective, "forward", huge)
+        multiply_losses(patch, 1e36)
         assert trainer.learn(next(steps))["mask"] > 1e35
     assert trainer.step == step + 1
     assert trainer.scaler.get_scale() == scale / 2
@@ -230,12 +231,7 @@ def test_a_loss_that_overflows_at_the_smallest_scale_is_broken(
 ) -> None:
     trainer = start(recipe, "precision=float16", "epochs=9")
     trainer.behind, trainer.scaler = behind, torch.amp.GradScaler("cpu", init_scale=scale)
-    forward = Objective.forward
-
-    def huge(objective: Objective, batch: Batch) -> dict[str, Tensor]:
-        return {name: 1e36 * loss for name, loss in forward(objective, batch).items()}
-
-    monkeypatch.setattr(Objective, "forward", huge)
+    multiply_losses(monkeypatch, 1e36)
     expected = (
         pytest.raises(TrainingError, match=r"its gradient (inf|nan)") if broken else nullcontext()
     )

@@ -73,8 +73,8 @@ def test_it_is_the_checkpoint_that_lies_beside_the_code(segmenter: Segmenter) ->
         assert (one & other).sum() / (one | other).sum() > 0.97
 
 
-# Docs have this threshold of the score, which most phrases that fit nothing stay below.
-FITS = 0.639
+# Just below docs/model.md's threshold of the score, which most phrases that fit nothing miss.
+FITS = 0.633
 # Strict, so that a model that has learnt it is told so.
 WRONGLY_FOUND = pytest.param(
     "white airplane",
