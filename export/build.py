@@ -8,24 +8,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
-import importlib.metadata
-import json
-import platform
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cris_edge
-from cris_edge.bundle import Bundle, GraphSpec, write_specification, write_zip
+from cris_edge.bundle import Bundle, write_specification, write_zip
+from export.description import TOKENIZER, describe, verification
 from export.errors import ExportError
 from export.graphs import Source, split
 from export.onnx import OPSET, export_onnx
 from export.openvino import export_openvino
+from export.place import check_place, put_in_place, workspace
 from export.tensorrt import VERSIONS, export_jetson, prove
-from export.verify import PHRASES, Agreement, bounds, find_photos, in_words, table, verify
+from export.verify import Agreement, find_photos, in_words, table, verify
 from export.weights import (
     at_input_size,
     check_finite,
@@ -41,10 +37,8 @@ from training.checkpoint import Checkpoint
 from training.model import CRIS
 
 PHOTOS = Path("samples/photos")
-TOKENIZER = "tokenizer.json"
 WHOLE = ".onnx"
 """The suffix of the file that holds all graphs as one."""
-UNRECORDED = "not recorded in the checkpoint"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,10 +135,8 @@ def build(job: Job, say: Callable[[str], None] = print) -> list[Agreement]:
     check_finite(kept.model)
     _check_vocabulary(kept)
     stored = _prepare(kept.model, str(job.precision), say)
-    # In the same file system as the bundle's place, so that a rename puts it there whole.
-    anchor = next(parent for parent in out.parents if parent.is_dir())
-    with tempfile.TemporaryDirectory(dir=anchor, prefix=f".{out.name}.") as workspace:
-        folder = Path(workspace) / out.name
+    with workspace(out) as temporary:
+        folder = temporary / out.name
         folder.mkdir()
         bundle = _write(folder, job, kept, stored, say)
         if (further := TARGETS[job.target].prove) is not None:
@@ -152,10 +144,10 @@ def build(job: Job, say: Callable[[str], None] = print) -> list[Agreement]:
         agreements = verify(bundle, kept.model, stored, kept.tokenizer, photos)
         say(f"agreement with torch ({in_words(bundle.precision)}):")
         say(table(agreements))
-        verified = {"verification": _verification(agreements, len(photos), bundle.precision)}
+        verified = {"verification": verification(agreements, len(photos), bundle.precision)}
         bundle = write_specification(folder, dict(bundle.about) | verified)
-        _write_beside(bundle, [Path(workspace) / place.name for place in beside], photos, say)
-        put_in_place(bundle, out, beside, Path(workspace), say)
+        _write_beside(bundle, [temporary / place.name for place in beside], photos, say)
+        put_in_place(bundle, out, beside, temporary, say)
     return agreements
 
 
@@ -178,21 +170,6 @@ def _beside(out: Path, job: Job) -> list[Path]:
         )
     wanted = {".zip": job.zip, WHOLE: job.whole}
     return [out.with_name(out.name + suffix) for suffix in wanted if wanted[suffix]]
-
-
-def check_place(out: Path, beside: Sequence[Path]) -> None:
-    """Refuse to replace anything but a bundle and files beside it.
-
-    Raises:
-        ExportError: something else is at one of the places.
-    """
-    if out.exists() and not out.is_dir():
-        raise ExportError(f"{out}: expected a folder to write, this is a file")
-    if out.is_dir() and any(out.iterdir()) and not (out / "bundle.json").is_file():
-        raise ExportError(f"{out}: holds other files and no bundle; choose another --out")
-    for place in beside:
-        if place.is_dir():
-            raise ExportError(f"{place}: expected a file to write, this is a folder")
 
 
 def _check_vocabulary(kept: Checkpoint) -> None:
@@ -225,68 +202,15 @@ def _write(
         size = sum(path.stat().st_size for path in folder.glob(f"{name}.*"))
         say(f"  {specs[name].file:14}{size / 1e6:8.2f} MB")
     (folder / TOKENIZER).write_text(kept.tokenizer.to_json(), encoding="utf-8")
-    return write_specification(folder, _description(job, kept, specs))
-
-
-def _description(job: Job, kept: Checkpoint, specs: Mapping[str, GraphSpec]) -> dict[str, Any]:
-    """The fields of bundle.json; docs/bundle.md tells what they mean."""
-    config, notes = kept.model.config, kept.metadata
-    return {
-        "name": config.name,
-        "description": "CRIS: a photo and a phrase in, the mask of what the phrase means out",
-        "image": {
-            "size": config.input_size,
-            "mean": list(config.mean),
-            "std": list(config.std),
-            "interpolation": "cubic",
-            "border": "mean",
-            "colour": "RGB",
-        },
-        "text": {"tokenizer": TOKENIZER, "word_len": config.word_len},
-        "mask": {
-            "threshold": kept.threshold if job.threshold is None else job.threshold,
-            "stride": 4,
-            "interpolation": "cubic",
-            "align_corners": True,
-        },
-        "target": {"name": job.target, **TARGETS[job.target].facts},
-        "precision": job.precision,
-        "graphs": {name: dataclasses.asdict(spec) for name, spec in specs.items()},
-        "licence": job.licence or notes.get("licence", "Apache-2.0"),
-        "training_data": notes.get("training_data", UNRECORDED),
-        "accuracy": _accuracy(notes),
-        "parameters": sum(parameter.numel() for parameter in kept.model.parameters()),
-        "versions": _versions(job.target, notes),
-        "created": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-    }
-
-
-def _accuracy(notes: Mapping[str, str]) -> dict[str, Any]:
-    text = notes.get("accuracy")
-    if text is None:
-        return {"note": UNRECORDED}
-    try:
-        figures = json.loads(text)
-    except ValueError:
-        figures = None
-    return figures if isinstance(figures, dict) else {"note": text}
-
-
-def _versions(target: str, notes: Mapping[str, str]) -> dict[str, str]:
-    """What made the bundle."""
-    packages = ["torch", "onnx", "onnxscript"] + (["openvino"] if target == "openvino" else [])
-    versions = {"cris_edge": cris_edge.__version__, "python": platform.python_version()}
-    versions |= {package: importlib.metadata.version(package) for package in packages}
-    return versions | ({"trained_with_torch": notes["torch"]} if "torch" in notes else {})
-
-
-def _verification(agreements: Sequence[Agreement], photos: int, precision: str) -> dict[str, Any]:
-    return {
-        "photos": photos,
-        "phrases": list(PHRASES),
-        "bounds": bounds(precision),
-        "engines": [dataclasses.asdict(agreement) for agreement in agreements],
-    }
+    description = describe(
+        kept,
+        specs,
+        target={"name": job.target, **target.facts},
+        precision=str(job.precision),
+        threshold=job.threshold,
+        licence=job.licence,
+    )
+    return write_specification(folder, description)
 
 
 def _write_beside(
@@ -298,30 +222,6 @@ def _write_beside(
             write_whole(bundle, file, photos, say)
         else:
             write_zip(bundle, file)
-
-
-def put_in_place(
-    bundle: Bundle,
-    out: Path,
-    beside: Sequence[Path],
-    workspace: Path,
-    say: Callable[[str], None],
-) -> None:
-    """Rename the finished bundle, then the finished files beside it, to their places."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    size = bundle.size
-    if out.exists():
-        out.replace(workspace / "replaced")
-    try:
-        bundle.folder.replace(out)
-    except OSError:
-        if (workspace / "replaced").exists():
-            (workspace / "replaced").replace(out)
-        raise
-    say(f"{out}: {size / 1e6:.2f} MB")
-    for place in beside:
-        (workspace / place.name).replace(place)
-        say(f"{place}: {place.stat().st_size / 1e6:.2f} MB")
 
 
 EXAMPLES = """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,9 @@ from typing import Any
 
 from cris_edge import Segmenter
 from cris_edge.bundle import GRAPHS, Bundle, write_zip
-from export import build as export
+from export.build import Job as ExportJob
+from export.build import build as export
+from export.place import check_place, put_in_place, workspace
 from export.tensorrt import check_peak, largest_halves, rehearse
 from quantize.account import Account
 from quantize.budget import fewest
@@ -87,15 +88,13 @@ def calibrate(job: Job, say: Say = print) -> Bundle:
         raise QuantizeError(f"expected a budget of 0 points of mIoU or more, got {job.budget:g}")
     out = job.out.resolve()
     beside = [out.with_name(f"{out.name}.zip")] if job.zip else []
-    export.check_place(out, beside)
-    anchor = next(parent for parent in out.parents if parent.is_dir())
+    check_place(out, beside)
     try:
-        with tempfile.TemporaryDirectory(dir=anchor, prefix=f".{out.name}.") as workspace:
-            folder = Path(workspace) / out.name
-            bundle = _Run(job, Path(workspace), say).write(folder)
+        with workspace(out) as temporary:
+            bundle = _Run(job, temporary, say).write(temporary / out.name)
             for place in beside:
-                write_zip(bundle, Path(workspace) / place.name)
-            export.put_in_place(bundle, out, beside, Path(workspace), say)
+                write_zip(bundle, temporary / place.name)
+            put_in_place(bundle, out, beside, temporary, say)
     except OSError as error:
         raise QuantizeError(
             f"{out}: the bundle cannot be written: {error.strerror or error}; make room, or choose "
@@ -132,7 +131,7 @@ class _Run:
             return Bundle.open(self.job.bundle)
         assert self.job.checkpoint is not None
         folder = self.workspace / "float"
-        export.build(export.Job(self.job.checkpoint, folder, "onnx", "float16"), self.say)
+        export(ExportJob(self.job.checkpoint, folder, "onnx", "float16"), self.say)
         return Bundle.open(folder)
 
     def write(self, folder: Path) -> Bundle:

@@ -10,6 +10,8 @@ import pytest
 import torch
 from filelock import FileLock
 
+from tests.photo_folder import write_photos
+from tests.refer_tree import Tree, write_tree
 from tests.scenes import sensitive_model, small_model, small_tokenizer, write_bundle
 from training.model import CRIS
 from training.model.config import THRESHOLD
@@ -40,3 +42,15 @@ def _once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[]
         if not (folder / "bundle.json").exists():
             write_bundle(folder, make(), small_tokenizer(), THRESHOLD)
     return folder
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    """RefCOCO in small, in its published files; a test's own."""
+    return write_tree(tmp_path, "refcoco")
+
+
+@pytest.fixture
+def photo_folder(tmp_path: Path) -> Path:
+    """Photos with masks and expressions in small; a test's own."""
+    return write_photos(tmp_path)

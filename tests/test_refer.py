@@ -1,13 +1,9 @@
-"""RefCOCO-type data sets and one's own, read from their files; pickles that are no plain data."""
+"""RefCOCO-type data sets, read from their files."""
 
 from __future__ import annotations
 
-import builtins
-import io
 import json
-import os
 import pickle
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,21 +16,16 @@ from hypothesis import strategies as st
 from tests.refer_tree import (
     CATEGORIES,
     FILES,
-    OWN_SPLITS,
     PER_SPLIT,
     PHOTOS,
-    SENTENCES,
     SPLITS,
     Tree,
     compressed,
     draw,
-    own_box,
     photo_name,
-    write_own,
     write_tree,
 )
 from training.data.coco import NOTHING, read_labels
-from training.data.own import read_own
 from training.data.plain_pickle import read_plain_pickle
 from training.data.refer import LAYOUTS, read_refer
 from training.data.references import ReferenceSet, samples_of
@@ -42,11 +33,6 @@ from training.errors import DataError
 
 DATASETS = list(FILES)
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Tree:
-    return write_tree(tmp_path, "refcoco")
 
 
 @pytest.fixture
@@ -331,203 +317,3 @@ def test_run_lengths_that_do_not_cover_the_photo_are_refused(counts: Any, tmp_pa
 def test_run_lengths_that_are_none_are_refused(counts: Any, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="should be in COCO's instance format"):
         labels(tmp_path, (5, 4), {"size": [4, 5], "counts": counts})
-
-
-# --- pickles ---
-
-PLAIN = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
-    lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.lists(inner, max_size=4).map(tuple)
-        | st.dictionaries(st.text(max_size=5) | st.integers(), inner, max_size=4)
-        | st.sets(st.integers() | st.text(max_size=3), max_size=4)
-        | st.frozensets(st.binary(max_size=3), max_size=4)
-    ),
-    max_leaves=12,
-)
-
-
-@given(content=PLAIN, protocol=st.sampled_from(PROTOCOLS))
-@settings(derandomize=True, max_examples=200, deadline=None)
-def test_plain_data_come_back_from_every_protocol(
-    tmp_path_factory: pytest.TempPathFactory, content: Any, protocol: int
-) -> None:
-    path = tmp_path_factory.getbasetemp() / "plain.p"
-    path.write_bytes(pickle.dumps(content, protocol))
-    # By repr, which tells -0.0 from 0.0 and takes one NaN for another; sets have no order.
-    assert canonical(read_plain_pickle(path)) == canonical(content)
-
-
-def canonical(content: Any) -> Any:
-    kind = type(content).__name__
-    if isinstance(content, dict):
-        return kind, [(repr(key), canonical(value)) for key, value in content.items()]
-    if isinstance(content, (list, tuple)):
-        return kind, [canonical(value) for value in content]
-    if isinstance(content, (set, frozenset)):
-        return kind, sorted(map(repr, content))
-    return kind, repr(content)
-
-
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        (b"U\x05caf\xc3\xa9.", "café"),
-        (b"S'caf\\xc3\\xa9'\n.", "café"),
-        (b"T\x02\x00\x00\x00\xffa.", "\ufffda"),
-        (b"V\\u4e2d\n.", "中"),
-        (b"L12345678901234567890L\n.", 12345678901234567890),
-        (b"(lp0\nI1\naI01\na.", [1, True]),
-        (b"c__builtin__\nset\n((lI3\natR.", {3}),
-    ],
-)
-def test_what_python_2_wrote_is_read(content: bytes, expected: Any, tmp_path: Path) -> None:
-    (tmp_path / "old.p").write_bytes(content)
-    assert read_plain_pickle(tmp_path / "old.p") == expected
-
-
-class Calls:
-    """Unpickled the ordinary way, it calls something."""
-
-    def __init__(self, function: Any, *arguments: Any):
-        self.call = (function, arguments)
-
-    def __reduce__(self) -> Any:
-        return self.call
-
-
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_code_in_a_pickle_is_never_run(protocol: int, tree: Tree, tmp_path: Path) -> None:
-    marker = tmp_path / "was_run"
-    traps = {
-        f"{os.system.__module__}.system": Calls(os.system, f"touch {marker}"),
-        "eval": Calls(eval, f"open({str(marker)!r}, 'w').close()"),
-        "exec": Calls(exec, f"open({str(marker)!r}, 'w').close()"),
-        "open": Calls(open, str(marker), "w"),
-        "getattr": Calls(getattr, marker, "touch"),
-        "__import__": Calls(builtins.__import__, "os"),
-        ".Popen": Calls(subprocess.Popen, ["touch", str(marker)]),
-    }
-    for words, trap in traps.items():
-        tree.refs[0]["sentences"][0]["raw"] = trap
-        tree.references.write_bytes(pickle.dumps(tree.refs, protocol))
-        with pytest.raises(DataError) as refused:
-            read(tree)
-        assert str(tree.references) in str(refused.value)
-        assert words in str(refused.value)
-        assert "which was not run" in str(refused.value)
-        assert not marker.exists()
-    # The trap works: whoever unpickles without care is caught.
-    tree.refs[0]["sentences"][0]["raw"] = traps[f"{os.system.__module__}.system"]
-    pickle.loads(pickle.dumps(tree.refs, protocol))
-    assert marker.exists()
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"cos\nsystem\n(S'true'\ntR.", "asks for os.system, which was not run"),
-        (b"(S'true'\nios\nsystem\n.", "asks for os.system, which was not run"),
-        (b"\x80\x04\x8c\x08builtins\x8c\x0cset.__init__\x93.", "asks for builtins.set.__init__"),
-        (b"ccollections\nOrderedDict\n(tR.", "asks for collections.OrderedDict"),
-        (b"c__builtin__\nbytes\n(I99999999999\ntR.", "asks for a call with int"),
-        (b"c_codecs\nencode\n(S'a'\nS'rot13'\ntR.", "asks for a call with str and 'rot13'"),
-        (b"P12\n.", "an object that is kept elsewhere"),
-        (b"\x80\x02K\x01Q.", "an object that is kept elsewhere"),
-        (b"c_codecs\nencode\n(dS'encoding'\nS'x'\nsb.", "damaged"),
-        (b"\x80\x02\x82\x01.", "damaged"),
-        (b"\x80\x63.", "damaged"),
-        (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f.", "damaged"),
-        (b"", "damaged"),
-        (b"no pickle at all", "damaged"),
-    ],
-)
-def test_pickles_of_anything_else_are_refused(content: bytes, words: str, tmp_path: Path) -> None:
-    path = tmp_path / "refs(unc).p"
-    path.write_bytes(content)
-    with pytest.raises(DataError) as refused:
-        read_plain_pickle(path)
-    assert str(path) in str(refused.value)
-    assert words in str(refused.value)
-
-
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_a_truncated_pickle_is_refused_wherever_it_ends(protocol: int, tmp_path: Path) -> None:
-    tree = write_tree(tmp_path, "refcocog_google", protocol)
-    whole = tree.references.read_bytes()
-    for end in (*range(0, len(whole), 97), len(whole) - 1):
-        tree.references.write_bytes(whole[:end])
-        with pytest.raises(DataError, match=r"refs\(google\)\.p: damaged"):
-            read(tree)
-
-
-def test_a_pickle_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cannot be read"):
-        read_plain_pickle(tmp_path / "nowhere.p")
-
-
-def test_the_tests_pickles_are_as_python_2_wrote_them(tree: Tree) -> None:
-    content = tree.references.read_bytes()
-    assert b"U\x06ref_id" in content
-    assert pickle.Unpickler(io.BytesIO(content), encoding="bytes").load()[0][b"split"] == b"train"
-
-
-# --- data of one's own ---
-
-
-def test_own_data_have_any_splits_names_and_categories(tmp_path: Path) -> None:
-    data = read_own(write_own(tmp_path))
-    assert data.splits == ("train", "val", "night")
-    for split in OWN_SPLITS:
-        references = data.split(split)
-        assert [r.id for r in references] == list(range(6))
-        assert [r.target.objects for r in references] == [1, 2, 0] * 2
-        assert references[0].sentences == SENTENCES[:2]
-        assert references[0].target.category == "forklift"
-        assert references[1].target.category == "forklift and pallet"
-        for image, group in ((1, references[:3]), (2, references[3:])):
-            photo = group[0].photo
-            assert photo.path == tmp_path / f"photos/pf_{split}_{image}.jpg"
-            assert photo.person_only == (image == 2)
-            size = photo.read().shape[1::-1]
-            one, two = (draw(size, own_box(split, image, key)) for key in (1, 2))
-            for reference, mask in zip(group, (one, one | two, one & False), strict=True):
-                np.testing.assert_array_equal(reference.target.mask(), mask)
-        assert references[4].target.weight == 0.7
-
-
-@pytest.mark.parametrize(
-    ("entry", "words"),
-    [
-        ({"image_id": 1, "expressions": ["a"]}, "either annotation_id or annotation_ids"),
-        ({"image_id": 1, "annotation_id": 3, "annotation_ids": [3], "expressions": []}, "either"),
-        ({"image_id": 1, "annotation_ids": 3, "expressions": ["a"]}, "annotation_ids to be a list"),
-        ({"image_id": 1, "annotation_id": 3, "expressions": "a"}, "a list of expressions"),
-        ({"image_id": 1, "annotation_id": 3, "expressions": [4]}, "expected text, found 4"),
-        ({"image_id": "1", "annotation_id": 3, "expressions": ["a"]}, "a whole number, found '1'"),
-        ({"annotation_id": 3, "expressions": ["a"]}, "entry 1 lacks 'image_id'"),
-        ({"image_id": 1, "annotation_id": 3}, "entry 1 lacks 'expressions'"),
-        ("left", "entry 1: expected a dictionary, found str"),
-    ],
-)
-def test_own_expressions_that_cannot_be_are_refused(entry: Any, words: str, tmp_path: Path) -> None:
-    good = {"image_id": 1, "annotation_id": 3, "expressions": ["a"]}
-    path = write_own(tmp_path) / "expressions_written_val.json"
-    path.write_text(json.dumps([good, entry]))
-    with pytest.raises(DataError) as refused:
-        read_own(tmp_path)
-    assert words in str(refused.value)
-    assert f"{path}: entry 1" in str(refused.value)
-
-
-def test_missing_parts_of_own_data_are_named_at_once(tmp_path: Path) -> None:
-    with pytest.raises(DataError) as refused:
-        read_own(tmp_path)
-    for part in (
-        "instances_SPLIT.json",
-        "expressions_written_SPLIT.json",
-        "photos",
-        "docs/data.md",
-    ):
-        assert part in str(refused.value)

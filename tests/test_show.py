@@ -1,9 +1,11 @@
-"""Sheets of what is trained on: prepared references and made-up scenes."""
+"""Sheets of what is trained on: photos, prepared references and made-up scenes."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from cris_edge.photo import as_photo
@@ -30,3 +32,26 @@ def test_scenes_are_shown(tmp_path: Path) -> None:
     picture = as_photo(out)
     assert picture.shape == (2 * (TILE + LINES * LINE), 2 * TILE, 3)
     assert picture.std() > 10
+
+
+def test_show_draws_a_sheet(photo_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = photo_folder / "sheet.png"
+    assert main(["--data", str(photo_folder), "--split", "train", "-o", str(target)]) == 0
+    assert "samples" in capsys.readouterr().out
+    drawn = cv2.imread(str(target))
+    assert drawn.shape[1] == 4 * TILE
+    assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 5
+
+
+def test_show_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--data", str(tmp_path), "-o", str(tmp_path / "x.png")]) == 2
+    assert "instances_val.json is missing" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_show_refuses_a_format_it_cannot_write(
+    photo_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--data", str(photo_folder), "-o", str(photo_folder / "sheet.nonsense")]) == 2
+    assert ".png or .jpg" in capsys.readouterr().err
+    assert not (photo_folder / "sheet.nonsense").exists()

@@ -1,0 +1,72 @@
+"""Where a finished bundle goes: whole, in the place of an older one, or not at all."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from cris_edge.bundle import Bundle
+from export.errors import ExportError
+
+
+def check_place(out: Path, beside: Sequence[Path]) -> None:
+    """Refuse to replace anything but a bundle and files beside it.
+
+    Raises:
+        ExportError: something else is at one of the places.
+    """
+    if out.exists() and not out.is_dir():
+        raise ExportError(f"{out}: expected a folder to write, this is a file")
+    if out.is_dir() and any(out.iterdir()) and not (out / "bundle.json").is_file():
+        raise ExportError(f"{out}: holds other files and no bundle; choose another --out")
+    for place in beside:
+        if place.is_dir():
+            raise ExportError(f"{place}: expected a file to write, this is a folder")
+
+
+@contextmanager
+def workspace(out: Path) -> Iterator[Path]:
+    """A folder to work in, which is gone afterwards.
+
+    In the file system of the bundle's place, so that a rename puts the bundle there whole.
+    """
+    anchor = next(parent for parent in out.parents if parent.is_dir())
+    with tempfile.TemporaryDirectory(dir=anchor, prefix=f".{out.name}.") as folder:
+        yield Path(folder)
+
+
+def put_in_place(
+    bundle: Bundle,
+    out: Path,
+    beside: Sequence[Path],
+    temporary: Path,
+    say: Callable[[str], None],
+) -> None:
+    """Rename the finished bundle, then the finished files beside it, to their places.
+
+    Args:
+        bundle: finished, in `temporary`.
+        out: its place; an older bundle there goes to `temporary`.
+        beside: places of the files beside it, which are in `temporary` by the same names.
+        temporary: what `workspace` gave.
+        say: takes the lines that tell what is there now.
+
+    Raises:
+        OSError: it cannot be put there; the older bundle is back in its place.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    size = bundle.size
+    if out.exists():
+        out.replace(temporary / "replaced")
+    try:
+        bundle.folder.replace(out)
+    except OSError:
+        if (temporary / "replaced").exists():
+            (temporary / "replaced").replace(out)
+        raise
+    say(f"{out}: {size / 1e6:.2f} MB")
+    for place in beside:
+        (temporary / place.name).replace(place)
+        say(f"{place}: {place.stat().st_size / 1e6:.2f} MB")
