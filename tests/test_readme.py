@@ -16,6 +16,7 @@ from tests.scenes import write_folder
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # A scene or two and one short epoch, so that the whole way takes seconds.
 SHORT = ["precision=float32", "epochs=1", "photos=2", "workers=0", "warmup_steps=1"]
 # Full CRIS with parts of the least sizes; without CLIP's weights, which are fetched.
@@ -55,7 +56,15 @@ def run(command: list[str], folder: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))])
+@pytest.mark.parametrize("page", PAGES)
+def test_code_blocks_end_and_hold_something(page: Path) -> None:
+    # Between, by turns: prose, a block, prose …
+    parts = re.split(r"(?m)^```.*\n", page.read_text(encoding="utf-8") + "\n")
+    assert len(parts) % 2 == 1
+    assert all(block.strip() for block in parts[1::2])
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_to_files(page: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8"))
     missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
