@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 
@@ -38,7 +37,7 @@ def test_show_draws_a_sheet(photo_folder: Path, capsys: pytest.CaptureFixture[st
     target = photo_folder / "sheet.png"
     assert main(["--data", str(photo_folder), "--split", "train", "-o", str(target)]) == 0
     assert "samples" in capsys.readouterr().out
-    drawn = cv2.imread(str(target))
+    drawn = as_photo(target)
     assert drawn.shape[1] == 4 * TILE
     assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 5
 
