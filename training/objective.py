@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from training import losses
+from training.autocast import Float32WhereFaster, autocast
 from training.model import CRIS
 from training.model.cris import each
 from training.recipe import Recipe
@@ -50,8 +51,7 @@ class Objective(nn.Module):
 
     def autocast(self, batch: Batch) -> AbstractContextManager[Any]:
         """Products of matrices in the recipe's precision."""
-        dtype = AUTOCAST[self.recipe.precision]
-        return torch.autocast(batch["image"].device.type, dtype, enabled=dtype is not None)
+        return autocast(batch["image"].device.type, AUTOCAST[self.recipe.precision])
 
     def image(self, batch: Batch, model: CRIS) -> Tensor:
         """A batch's frames as a model wants them, laid out as the recipe wants them."""
@@ -114,9 +114,17 @@ def _checkpointed(module: nn.Module, forward: Callable[..., Any], *inputs: Tenso
         return forward(*inputs)
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _untracked(module)
+        return nullcontext(), _again(module, inputs[0].device.type)
 
     return checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts)
+
+
+@contextmanager
+def _again(module: nn.Module, device: str) -> Iterator[None]:
+    # torch brings its own autocast back, and knows nothing of what is beside it.
+    amended = Float32WhereFaster() if device == "cpu" else nullcontext()
+    with _untracked(module), amended:
+        yield
 
 
 @contextmanager
