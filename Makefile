@@ -24,16 +24,21 @@ unit: $(VENV)/.dev
 slow: $(VENV)/.dev ## the tests that take minutes
 	$(PYTEST) -m slow
 
-# TEACHER=checkpoint: it learns from that one too (docs/distillation.md). SET: other values for the recipe,
-# e.g. SET="accumulate=16 precision=float32" where memory is short and nothing computes in bfloat16.
+# The first run gives the model, two more go on from there, and what ships is the mean of the three.
+# TEACHER=checkpoint: the first learns from that one too (docs/distillation.md). SET: other values for the
+# recipes, e.g. SET="accumulate=16 precision=float32" where memory is short and nothing computes in bfloat16.
+RECIPE := training/configs/cris_edge_s
 model: $(VENV)/.dev ## the bundle that ships, anew: make model DATA=folder (docs/model.md); goes on when stopped
 	@test -d "$(DATA)" || { echo "make model DATA=folder: a data folder as docs/data.md describes it"; exit 2; }
 	test -e runs/words.safetensors || $(BIN)/python -m training.words --out runs/words.safetensors \
-		--config training/configs/cris_edge_s.yaml $(addprefix --phrases ,$(wildcard $(DATA)/expressions.txt.gz)) \
-		data=$(DATA) $(SET)
-	$(BIN)/python -m $(if $(TEACHER),quantize.distill --teacher $(TEACHER),training.train) --config training/configs/cris_edge_s.yaml --out runs/model \
-		data=$(DATA) start_from=runs/words.safetensors $(SET) $(if $(wildcard runs/model/state-*.safetensors),--resume)
-	$(BIN)/python -m training.compact runs/model/best.safetensors --threshold 0.25 \
+		--config $(RECIPE).yaml $(addprefix --phrases ,$(wildcard $(DATA)/expressions.txt.gz)) data=$(DATA) $(SET)
+	$(BIN)/python -m $(if $(TEACHER),quantize.distill --teacher $(TEACHER),training.train) --resume \
+		--config $(RECIPE).yaml --out runs/model data=$(DATA) start_from=runs/words.safetensors $(SET)
+	for seed in 1 2; do $(BIN)/python -m training.train --resume --config $(RECIPE)_further.yaml \
+		--out runs/further-$$seed data=$(DATA) start_from=runs/model/best.safetensors seed=$$seed $(SET) || exit; done
+	$(BIN)/python -m training.average runs/model/best.safetensors runs/further-1/best.safetensors \
+		runs/further-2/best.safetensors --out runs/mean.safetensors
+	$(BIN)/python -m training.compact runs/mean.safetensors --threshold 0.25 \
 		--out training/checkpoints/cris_edge_s.safetensors
 	$(BIN)/python -m export.build --checkpoint training/checkpoints/cris_edge_s.safetensors --target onnx \
 		--precision weights8 --out cris_edge/models/cris_edge_s

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from cris_edge import Segmenter
 from tests.scenes import write_folder
@@ -18,6 +19,7 @@ from training.model.cost import parameters
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ("cris_edge", "training", "quantize", "export")
+RUNS = ("model", "further-1", "further-2")
 SMALL = "photos=4 phrases=3 epochs=2 train_repeats=2 warmup_steps=1 workers=0 precision=float32"
 
 
@@ -53,9 +55,12 @@ def test_a_folder_becomes_the_bundle_that_ships(checkout: Path, tmp_path: Path) 
     teach_words(checkout, data)
     done = make_model(checkout, f"DATA={data}", f"SET={SMALL}")
     assert done.returncode == 0, done.stdout + done.stderr
-    steps = (checkout / "runs/model/log.jsonl").read_text().splitlines()
-    assert json.loads(steps[-1])["epoch"] == 2
-    kept = checkpoint.load(checkout / "training/checkpoints/cris_edge_s.safetensors")
+    logs = {name: (checkout / "runs" / name / "log.jsonl").read_text() for name in RUNS}
+    assert [json.loads(log.splitlines()[-1])["epoch"] for log in logs.values()] == [2, 2, 2]
+    assert len(set(logs.values())) == len(RUNS)
+    small = checkout / "training/checkpoints/cris_edge_s.safetensors"
+    kept = checkpoint.load(small)
+    assert kept.metadata["mean_of"].count("best.safetensors") == len(RUNS)
     segmenter = Segmenter(checkout / "cris_edge/models/cris_edge_s")
     assert kept.threshold == 0.25
     assert (segmenter.info.precision, segmenter.info.input_size) == ("weights8", 320)
@@ -64,6 +69,14 @@ def test_a_folder_becomes_the_bundle_that_ships(checkout: Path, tmp_path: Path) 
     assert report["threshold"] == kept.threshold
     assert report["probes"]["Size"]["parameters"]["value"] == parameters(kept.model)
     assert report["probes"]["Written expressions"]["mIoU"]["n"] == 8
+
+    # Stopped before its last steps and called again, it repeats none of the long ones.
+    small.unlink()
+    done = make_model(checkout, f"DATA={data}", f"SET={SMALL}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {name: (checkout / "runs" / name / "log.jsonl").read_text() for name in RUNS} == logs
+    again = checkpoint.load(small).model.state_dict()
+    assert all(torch.equal(again[name], t) for name, t in kept.model.state_dict().items())
 
 
 def test_a_folder_that_is_not_there_is_refused(checkout: Path) -> None:
