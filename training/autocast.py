@@ -64,9 +64,10 @@ def _slow(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
 
 
 def _in_bfloat16(tensor: Tensor) -> bool:
-    autocast = torch.is_autocast_enabled("cpu")
-    wanted = autocast and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    return wanted and tensor.device.type == "cpu" and torch.is_grad_enabled()
+    """Whether autocast would take it in bfloat16, for gradients to be had."""
+    if tensor.device.type != "cpu" or not torch.is_grad_enabled():
+        return False
+    return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
 
 
 def _to(dtype: torch.dtype, values: Any) -> Any:
