@@ -60,8 +60,6 @@ STUDENT = RECIPE | {
     "photos": 4,
     "train_repeats": 2,
     "epochs": 2,
-    # A mean over the pixels that are known, of which halves of a batch may have more and less.
-    "naming": 0.0,
 }
 """Several phrases a photo, several losses, a moving average, statistics that are frozen."""
 # Trains every case in the same processes, since starting them takes longer than training.

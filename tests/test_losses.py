@@ -219,6 +219,14 @@ def test_which_sees_a_rivals_claim_that_cross_entropy_of_the_phrase_does_not() -
     assert which(greedy, masks, valid, distinct_) > 2 * which(logits, masks, valid, distinct_)
 
 
+def test_which_gives_a_pixel_to_what_covers_half_of_it() -> None:
+    masks, valid, distinct_ = two_rivals()
+    logits = certain(masks)
+    # An outline is taught so that half covered comes to 0.35.
+    assert which(logits, 0.36 * masks, valid, distinct_).item() < 1e-6
+    assert which(logits, 0.34 * masks, valid, distinct_).item() > SURE / 2
+
+
 def test_which_leaves_out_ignored_and_disputed_pixels(rng: torch.Generator) -> None:
     masks, valid, distinct_ = two_rivals()
     masks[0, :, 0], valid[0, 3] = 1, 0
@@ -352,7 +360,8 @@ def test_referent_counts_no_ignored_pixels_and_trusts_a_mask_by_its_weight(
 
 def test_naming_of_hand_computed_cases() -> None:
     categories = torch.tensor([[[0, 1], [2, -1]]])
-    assert naming(torch.zeros(1, 3, 2, 2), categories).item() == pytest.approx(math.log(3))
+    # Three equal chances for each pixel that is known, of four.
+    assert naming(torch.zeros(1, 3, 2, 2), categories).item() == pytest.approx(0.75 * math.log(3))
     right = SURE * torch.nn.functional.one_hot(categories.clamp(min=0), 3).permute(0, 3, 1, 2)
     assert naming(right.float(), categories).item() < 1e-6
 
@@ -365,6 +374,13 @@ def test_naming_passes_over_what_is_not_known(rng: torch.Generator) -> None:
     changed[:, :, 1, 1] = torch.tensor([9.0, -9.0, 3.0])
     assert torch.allclose(naming(changed, categories), before)
     assert naming(logits, torch.full((1, 2, 2), -1)).item() == 0
+
+
+def test_naming_is_the_mean_of_what_parts_of_a_batch_come_to(rng: torch.Generator) -> None:
+    logits = torch.randn(2, 3, 2, 2, generator=rng)
+    categories = torch.tensor([[[0, 1], [2, 1]], [[-1, -1], [0, -1]]])
+    halves = [naming(logits[[one]], categories[[one]]) for one in range(2)]
+    assert torch.allclose(naming(logits, categories), sum(halves) / 2)
 
 
 def test_the_noun_head_names_pixels_by_the_nouns_it_is_given(rng: torch.Generator) -> None:

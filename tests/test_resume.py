@@ -15,6 +15,8 @@ from unittest.mock import patch
 
 import pytest
 
+from cris_edge.tokenizer import Tokenizer
+from tests.refer_tree import write_tree
 from tests.training_run import (
     SIZES,
     Started,
@@ -37,6 +39,7 @@ from tests.training_run import (
 from training import checkpoint, train
 from training.data.items import ItemMaker
 from training.data.prepared import open_references
+from training.prepare import prepare
 from training.run_log import RunLog
 
 
@@ -328,6 +331,48 @@ def test_what_changes_no_batch_and_no_loss_may_differ(
     assert [path.name for path in states(stopped)] == state_names(8)
     same_tensors(states(stopped)[-1], states(undisturbed)[-1])
     assert steps(stopped) == {step: steps(undisturbed)[step] for step in (1, 2, 3, 4, 6)}
+
+
+def test_going_on_with_other_phrases_is_refused(
+    stopped: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = recipe.parent / "data" / "expressions_written_train.json"
+    other = shutil.copytree(written.parent, tmp_path / "other") / written.name
+    other.write_text(written.read_text().replace("car over there", "car there"))
+    line = refused(capsys, recipe, stopped, "--resume", f"data={other.parent}")
+    assert "state-00000004.safetensors: of other data than the 4 photos with" in line
+
+
+def test_going_on_with_other_references_is_refused(
+    references: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with interrupted(4):
+        run(references, tmp_path / "out")
+    tree = write_tree(tmp_path, "grefcoco")
+    tree.refs = [ref for ref in tree.refs if ref["ref_id"] != tree.refs[0]["ref_id"]]
+    tree.save()
+    prepare(tmp_path, "grefcoco", tmp_path / "prepared")
+    line = refused(
+        capsys, references, tmp_path / "out", "--resume", f"data={tmp_path / 'prepared'}"
+    )
+    assert "state-00000003.safetensors: of other data than the 11 references of grefcoco" in line
+
+
+def test_going_on_with_another_vocabulary_is_refused(
+    undisturbed: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = tmp_path / "start.safetensors"
+    from_start = [f"start_from={start}", "pretrained=null"]
+    kept = checkpoint.load(undisturbed / "best.safetensors")
+    checkpoint.save(start, kept.model, kept.tokenizer, {})
+    with interrupted(5):
+        run(recipe, tmp_path / "out", *from_start)
+    about = json.loads(kept.tokenizer.to_json())
+    ids = about["model"]["vocab"]
+    ids["car</w>"], ids["dog</w>"] = ids["dog</w>"], ids["car</w>"]
+    checkpoint.save(start, kept.model, Tokenizer.from_json(json.dumps(about)), {})
+    line = refused(capsys, recipe, tmp_path / "out", "--resume", *from_start)
+    assert "state-00000004.safetensors: of another vocabulary" in line
 
 
 def test_a_state_that_is_damaged_is_refused_by_its_name(

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.model.config import THRESHOLD
+
 
 def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
     """Mean of `values` over the pixels (last two axes) where `valid`; 0 where none is."""
@@ -55,11 +57,12 @@ def which(logits: Tensor, masks: Tensor, valid: Tensor, distinct: Tensor) -> Ten
 
     Args:
         logits: (B, K, h, w), K phrases of each photo.
-        masks: the same shape, in [0, 1]; a pixel is of those that have more than half of it.
+        masks: the same shape, in [0, 1]; a pixel is of those with more than `THRESHOLD`, which is
+            what half of it comes to.
         valid: (B, h, w), pixels that count.
         distinct: (B, K), whether a phrase names another instance than the phrases before it.
     """
-    masks = masks.round() * distinct[:, :, None, None]
+    masks = ((masks > THRESHOLD) & distinct.bool()[:, :, None, None]).float()
     logits = logits.masked_fill(~distinct.bool()[:, :, None, None], -1e4)
     claims = masks.sum(1)
     # Where instances overlap nobody can say whose the pixel is.
@@ -132,13 +135,15 @@ class NounHead(nn.Module):
 
 
 def naming(logits: Tensor, categories: Tensor) -> Tensor:
-    """Cross-entropy of the nouns against a category map.
+    """Cross-entropy of the nouns against a category map: the mean over all pixels.
+
+    Pixels that are not known count as 0, so that each known one weighs the same, whichever photos
+    share its part of a batch.
 
     Args:
         logits: (B, 1 + categories, h, w).
         categories: (B, H, W) int64; 0 background, from 1 the categories, -1 not known.
     """
     logits = F.interpolate(logits, categories.shape[1:], mode="bilinear", align_corners=False)
-    known = (categories >= 0).sum().clamp(min=1)
     total = F.cross_entropy(logits, categories, ignore_index=-1, reduction="sum")
-    return total / known
+    return total / categories.numel()

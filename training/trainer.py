@@ -327,6 +327,7 @@ class Trainer:
             "step": self.step,
             "sums": self.sums,
             "best": self.best,
+            "data": self.data.mark,
             "scaler": self.scaler.state_dict(),
         }
         metadata = {"recipe": json.dumps(dataclasses.asdict(self.recipe))}
@@ -337,20 +338,26 @@ class Trainer:
         """Take up the state that `save` wrote.
 
         Raises:
-            CheckpointError: it is damaged, of another recipe, or of another vocabulary.
+            CheckpointError: it is damaged, or of another recipe, other data or another vocabulary.
         """
         kept = checkpoint.load(path)
         check_recipe(path, kept.metadata.get("recipe", "{}"), self.recipe)
+        state = json.loads(kept.metadata["state"])
+        if state.get("data") != self.data.mark:
+            raise CheckpointError(
+                f"{path}: of other data than the {self.data.sources} that are there now; resume "
+                "with the same photos and phrases, or choose another --out"
+            )
         if kept.tokenizer.to_json() != self.data.tokenizer.to_json():
             raise CheckpointError(
-                f"{path}: of another vocabulary; the phrases in the data folder have changed since"
+                f"{path}: of another vocabulary than the run would start with now; has the file at "
+                "start_from changed?"
             )
         model = {f"model.{name}": tensor for name, tensor in kept.model.state_dict().items()}
         self.objective.load_state_dict(model | _part(kept.extra, "helpers."))
         if self.average is not None:
             self.average.load_state_dict(_part(kept.extra, "average."))
         checkpoint.restore_optimiser(self.optimiser, kept.extra)
-        state = json.loads(kept.metadata["state"])
         self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
         self.sums = state["sums"]
         if state["scaler"]:

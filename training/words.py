@@ -20,7 +20,7 @@ import torch
 
 from training import checkpoint
 from training.arguments import at_least, documented, refusals
-from training.data.batches import TrainingData, build_data, encode, photo_samples
+from training.data.batches import TrainingData, build_data, encode, photo_phrases, photo_samples
 from training.data.nouns import EVERY_NOUN
 from training.data.prepared import open_references
 from training.errors import RecipeError
@@ -33,7 +33,7 @@ from training.weights import build_model
 
 
 def training_phrases(recipe: Recipe) -> list[str]:
-    """The phrases of a recipe's training split, and the names of COCO's categories.
+    """What a recipe's training split may say, and the names of COCO's categories.
 
     Raises:
         RecipeError: its data have no phrases.
@@ -43,13 +43,11 @@ def training_phrases(recipe: Recipe) -> list[str]:
         raise RecipeError(
             "kind: scenes has no phrases that people say; words are taught for photos or references"
         )
-    if recipe.kind == "references":
-        references = open_references(Path(recipe.data)).split("train")
-        said = [text for reference in references for text in reference.sentences]
-    else:
+    if recipe.kind == "photos":
         labelled, boxes = photo_samples(recipe)
-        said = [sample.text for sample in labelled + boxes]
-    return [*said, *EVERY_NOUN]
+        return photo_phrases(labelled + boxes)
+    references = open_references(Path(recipe.data)).split("train")
+    return [*(text for one in references for text in one.sentences), *EVERY_NOUN]
 
 
 def teach_words(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, Sampler
 from cris_edge.letterbox import Letterbox
 from cris_edge.tokenizer import Tokenizer, build
 from training import checkpoint
+from training.data import foreign, several
 from training.data.augment import Augmentation
 from training.data.items import ItemMaker, Place, collate, start_worker
 from training.data.nouns import CATEGORIES, EVERY_NOUN, NOUNS
@@ -59,6 +61,8 @@ class TrainingData:
     """By source: never mixed."""
     sources: str
     """In words, for whoever gets the model."""
+    mark: str
+    """Of the photos and phrases to train on; a run goes on with the same ones alone."""
     readers: dict[str, tuple[Tokenizer, int]] = field(default_factory=dict)
     """Who else reads the phrases: a batch has `NAME_tokens` by this tokenizer, so many a phrase."""
 
@@ -206,11 +210,17 @@ def photo_samples(recipe: Recipe) -> tuple[list[Sample], list[Sample]]:
     return labelled, boxes
 
 
+def photo_phrases(samples: Iterable[Sample]) -> list[str]:
+    """All that may be said of photos: what was, what categories are called, phrases by rule."""
+    said = [sample.text for sample in samples]
+    return [*said, *EVERY_NOUN, *several.sayings(), *foreign.sayings()]
+
+
 def _photos(recipe: Recipe) -> TrainingData:
     """Photos with instances, and phrases made by rule or written."""
     labelled, boxes = photo_samples(recipe)
     samples = labelled + boxes
-    tokenizer = _tokenizer(recipe, [*(sample.text for sample in samples), *EVERY_NOUN])
+    tokenizer = _tokenizer(recipe, photo_phrases(samples))
     dataset = PhotoDataset(
         samples,
         _items(recipe, tokenizer),
@@ -226,7 +236,8 @@ def _photos(recipe: Recipe) -> TrainingData:
     repeats = [times[path in whole] for path in dataset.paths]
     sources = f"{len(dataset)} photos with {len(samples)} referring expressions"
     validation = load_sources(recipe.data, "val")
-    return TrainingData(tokenizer, dataset, repeats, validation, sources)
+    mark = _mark((sample.photo.path.name, sample.text) for sample in samples)
+    return TrainingData(tokenizer, dataset, repeats, validation, sources, mark)
 
 
 def _references(recipe: Recipe) -> TrainingData:
@@ -251,7 +262,8 @@ def _references(recipe: Recipe) -> TrainingData:
     validation = {source: samples_of(judged, source, "first")}
     sources = f"{len(references)} references of {prepared.name}"
     repeats = [recipe.train_repeats] * len(dataset)
-    return TrainingData(tokenizer, dataset, repeats, validation, sources)
+    mark = _mark((one.photo.path.name, *one.sentences) for one in references)
+    return TrainingData(tokenizer, dataset, repeats, validation, sources, mark)
 
 
 def _scenes(recipe: Recipe) -> TrainingData:
@@ -267,4 +279,13 @@ def _scenes(recipe: Recipe) -> TrainingData:
     )
     validation = {"scenes": scene_samples(JUDGED_SCENES)}
     sources = f"made-up scenes over {len(backgrounds)} photos"
-    return TrainingData(tokenizer, dataset, [1] * len(dataset), validation, sources)
+    mark = _mark((path.name,) for path in backgrounds)
+    return TrainingData(tokenizer, dataset, [1] * len(dataset), validation, sources, mark)
+
+
+def _mark(what: Iterable[tuple[str, ...]]) -> str:
+    """What tells data from others, in any folder: of photos' names and what is said of them."""
+    digest = hashlib.sha256()
+    for line in what:
+        digest.update("\0".join((*line, "")).encode())
+    return digest.hexdigest()

@@ -27,6 +27,11 @@ _TEMPLATES = (
 )  # fmt: skip
 
 
+def sayings() -> list[str]:
+    """All that `by_rule` may say."""
+    return [template.format(n=noun) for noun in MEANINGS for template in _TEMPLATES]
+
+
 class ForeignPhrases:
     """Draws phrases that fit nothing in a photo: made by rule, or written of other photos.
 

@@ -18,6 +18,11 @@ SEVERAL = "several"
 _TEMPLATES = ("{n}", "{many}", "the {many}", "all {many}", "all the {many}", "every {n}")
 
 
+def sayings() -> list[str]:
+    """All that `draw_several` may say."""
+    return [one.format(n=noun, many=plural(noun)) for noun in MEANINGS for one in _TEMPLATES]
+
+
 def kinds(photo: Photo) -> dict[str, list[Instance]]:
     """Noun to all that it fits in the photo: two or more, with an outline each.
 
