@@ -7,14 +7,16 @@
 
 from cris_edge.errors import BundleError, CrisEdgeError, EngineError, InputError
 from cris_edge.segmentation import Segmentation, draw
-from cris_edge.segmenter import Segmenter
+from cris_edge.segmenter import EncodedPhoto, Info, Segmenter
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BundleError",
     "CrisEdgeError",
+    "EncodedPhoto",
     "EngineError",
+    "Info",
     "InputError",
     "Segmentation",
     "Segmenter",

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import weakref
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
@@ -26,6 +26,9 @@ FORMAT, VERSION = "cris-edge-bundle", 2
 SPECIFICATION = "bundle.json"
 GRAPHS = ("photo", "phrase", "pair")
 PRECISIONS = ("float32", "float16", "weights8", "fp16", "int8")
+FOR_TENSORRT = "jetson"
+"""The target whose graphs TensorRT runs, on a Jetson or not."""
+TARGETS = ("onnx", "openvino", FOR_TENSORRT)
 PHRASES = "phrases"
 """The axis that is as long as there are phrases."""
 MAX_PHRASES = 8
@@ -76,6 +79,8 @@ class Bundle:
     """`float32`; `float16`: weights stored in half precision, `weights8`: in 8 bits, both computed
     in single; `fp16`: computed in half; `int8`: layers quantised after training, `about` tells
     which stay in float."""
+    target: str
+    """What its graphs were made for, one of `TARGETS`."""
     graphs: Mapping[str, GraphSpec]
     """`photo`, `phrase` and `pair`."""
     about: Mapping[str, Any]
@@ -92,6 +97,13 @@ class Bundle:
             BundleError: it is missing, damaged, altered, or does not describe itself.
         """
         path = Path(path)
+        try:
+            return cls._open(path)
+        except OSError as error:
+            raise BundleError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+    @classmethod
+    def _open(cls, path: Path) -> Bundle:
         if path.is_dir():
             return _read(path)
         if not path.exists():
@@ -141,9 +153,14 @@ def write_specification(folder: Path, fields: Mapping[str, Any]) -> Bundle:
 
 def write_zip(bundle: Bundle, path: str | Path) -> None:
     """Write a bundle as one zip file, whole or not at all."""
-    with whole_file(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as zf:
+    deflated = zipfile.ZIP_DEFLATED
+    # A board without a clock writes files of 1970, which zip files cannot say.
+    with (
+        whole_file(path) as temporary,
+        zipfile.ZipFile(temporary, "w", deflated, strict_timestamps=False) as archive,
+    ):
         for name in (SPECIFICATION, *bundle.about["files"]):
-            zf.write(bundle.path(name), name)
+            archive.write(bundle.path(name), name)
 
 
 def sha256(path: Path) -> str:
@@ -207,6 +224,11 @@ def _read(folder: Path) -> Bundle:
             raise BundleError(f"{weights!r} is used, but is not among the bundle's files")
         if name not in about["files"]:
             raise BundleError(f"{name!r} is used, but is not among the bundle's files")
+    if unlisted := other_files(folder, about["files"]):
+        raise BundleError(
+            f"{folder}: holds {unlisted[0]!r}, which {SPECIFICATION} does not list; "
+            "take it out of the bundle's folder"
+        )
     return bundle
 
 
@@ -226,6 +248,16 @@ def _verify_files(folder: Path, files: _Fields) -> None:
             )
 
 
+def other_files(folder: Path, listed: Collection[str]) -> list[str]:
+    """Files in a bundle's folder that are none of it, where graphs would look for weights.
+
+    What begins with a dot is the system's.
+    """
+    found = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if not path.is_dir())
+    seen = [one.as_posix() for one in found if not any(part[0] == "." for part in one.parts)]
+    return [name for name in seen if name not in listed and name != SPECIFICATION]
+
+
 def _specification(folder: Path, fields: _Fields, about: Mapping[str, Any]) -> Bundle:
     image, text, mask = (fields.mapping(name) for name in ("image", "text", "mask"))
     image.only("interpolation", "cubic")
@@ -242,6 +274,9 @@ def _specification(folder: Path, fields: _Fields, about: Mapping[str, Any]) -> B
         raise BundleError(f"text.word_len: expected 2 or more, got {text.integer('word_len')}")
     if not 0 <= mask.number("threshold") <= 1:
         raise BundleError(f"mask.threshold: expected 0 to 1, got {mask.number('threshold')}")
+    stride = mask.integer("stride")
+    if stride <= 0 or size % stride:
+        raise BundleError(f"mask.stride: expected a divisor of {size}, got {stride}")
     if min(image.triple("std")) <= 0:
         raise BundleError(f"image.std: expected positive numbers, got {image.triple('std')}")
     return Bundle(
@@ -252,21 +287,35 @@ def _specification(folder: Path, fields: _Fields, about: Mapping[str, Any]) -> B
         word_len=text.integer("word_len"),
         threshold=mask.number("threshold"),
         precision=fields.text("precision"),
+        target=fields.mapping("target").one_of("name", TARGETS),
         graphs={name: _graph(graphs.mapping(name)) for name in GRAPHS},
         about=about,
     )
 
 
 def _check_sizes(bundle: Bundle) -> None:
-    """Refuse sizes that are not those of the graphs."""
-    side = bundle.letterbox.size
+    """Refuse sizes that are not those of the graphs, and graphs that do not fit together."""
+    side, graphs = bundle.letterbox.size, bundle.graphs
+    logits = side // int(bundle.about["mask"]["stride"])
     wanted = {
-        "photo": TensorSpec("frame", "uint8", (1, side, side, 3)),
-        "phrase": TensorSpec("tokens", "int64", (PHRASES, bundle.word_len)),
+        "photo": {TensorSpec("frame", "uint8", (1, side, side, 3))},
+        "phrase": {TensorSpec("tokens", "int64", (PHRASES, bundle.word_len))},
+        "pair": {*graphs["photo"].outputs, *graphs["phrase"].outputs},
     }
-    for graph, tensor in wanted.items():
-        if (found := bundle.graphs[graph].inputs) != (tensor,):
-            raise BundleError(f"graphs.{graph}: expected to take {tensor}, but it takes {found}")
+    for name, tensors in wanted.items():
+        if sorted(found := graphs[name].inputs, key=str) != sorted(tensors, key=str):
+            raise BundleError(
+                f"graphs.{name}: expected to take {_listed(tensors)}, but it takes {_listed(found)}"
+            )
+    result = TensorSpec("logits", "float32", (PHRASES, 1, logits, logits))
+    if (found := graphs["pair"].outputs) != (result,):
+        raise BundleError(
+            f"graphs.pair: expected to give {_listed([result])}, but it gives {_listed(found)}"
+        )
+
+
+def _listed(tensors: Iterable[TensorSpec]) -> str:
+    return ", ".join(sorted(f"{t.name} {t.dtype} {t.shape}" for t in tensors)) or "nothing"
 
 
 def _graph(fields: _Fields) -> GraphSpec:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import platform
 import sys
 import time
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
+import tokenizers
 
 from cris_edge import __version__
 from cris_edge.engines import ENGINES, installed
@@ -33,6 +35,10 @@ EXAMPLES = """examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit status is 0, or 2 with one line on stderr."""
     options = parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # What a terminal cannot show is shown by its number, and nothing is lost for it.
+            stream.reconfigure(errors="backslashreplace")
     try:
         status: int = options.run(options)
     except CrisEdgeError as error:
@@ -122,8 +128,8 @@ def check(options: argparse.Namespace) -> int:
     """`cris-edge check`: versions, engines, and a prediction with each engine found."""
     del options
     print(f"cris-edge {__version__}, Python {platform.python_version()}, {platform.platform()}")
-    for package in ("numpy", "opencv-python-headless", "tokenizers"):
-        print(f"  {package} {metadata.version(package)}")
+    for name, package in (("numpy", np), ("opencv", cv2), ("tokenizers", tokenizers)):
+        print(f"  {name} {package.__version__}")
     found = installed()
     for name in ENGINES:
         print(f"  {name}: {check_engine(name) if name in found else 'not installed'}")

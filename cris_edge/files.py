@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,18 +24,27 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f"{_beginning(path)}{secrets.token_hex(8)}")
+    # For all to read, where the user's umask has nothing against it.
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644))
     try:
         yield temporary
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
-        temporary.chmod(0o644)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def unfinished(path: Path) -> Iterator[Path]:
+    """What is being written for `path`, or was when a process was killed."""
+    return path.parent.glob(f"{glob.escape(_beginning(path))}*")
+
+
+def _beginning(path: Path) -> str:
+    # Names of files have 255 bytes at most.
+    return f".{path.name[:50]}."
 
 
 def write_image(path: str | Path, image: Photo) -> None:

@@ -35,6 +35,7 @@ def overlap(
     source = iter(frames)
 
     def read() -> Ready | _End:
+        """The next frame, prepared."""
         try:
             frame = next(source)
         except StopIteration:
@@ -42,6 +43,7 @@ def overlap(
         return prepare(frame)
 
     def run(ready: Future[Ready | _End]) -> Raw | _End:
+        """What is computed of a frame that is being read."""
         value = ready.result()
         return value if isinstance(value, _End) else compute(value)
 

@@ -23,7 +23,8 @@ from cris_edge.segmentation import Segmentation
 from cris_edge.tokenizer import Tokenizer, clean
 
 SHIPPED = Path(__file__).parent / "models" / "cris_edge_s"
-
+MAX_THREADS = 1024
+"""More than any machine has cores for; engines count them in few bits."""
 
 Logits = NDArray[np.float32]
 """(h, w), one for every fourth pixel of the input."""
@@ -93,8 +94,8 @@ class Segmenter:
             BundleError: the bundle is missing, damaged, or does not describe itself.
             EngineError: the engine is missing, or cannot run the bundle or compute in `precision`.
         """
-        if threads is not None and threads < 1:
-            raise EngineError(f"threads must be 1 or more, not {threads}")
+        if threads is not None and not (isinstance(threads, int) and 1 <= threads <= MAX_THREADS):
+            raise EngineError(f"threads must be a number from 1 to {MAX_THREADS}, not {threads!r}")
         opened = Bundle.open(SHIPPED if bundle is None else Path(bundle))
         chosen = choose_engine(engine, opened, precision)
         # A zip file's temporary folder lives as long as its bundle.
@@ -160,7 +161,7 @@ class Segmenter:
         """Do once what a photo needs, for later `predict` calls with other phrases.
 
         Args:
-            photo: as `predict` takes it.
+            photo: a path or an array, as `predict` takes them.
 
         Raises:
             InputError: a photo that cannot be used.
@@ -222,19 +223,27 @@ class Segmenter:
 
         A photo is prepared, and one that is done brought back to its size, while another is
         computed. Results come in the photos' order; few are read ahead, so that memory stays
-        bounded. When the caller stops asking, reading stops.
+        bounded. When the caller stops asking, reading stops. Whoever needs the photo beside its
+        result keeps those that were read (samples/video.py).
 
         Args:
-            photos: as `predict` takes them; read in another thread.
+            photos: paths or arrays, as `predict` takes them, of which there may be no end; read
+                in another thread.
             phrases: one or several.
 
         Yields:
             What `predict` gives for each photo.
 
         Raises:
-            InputError: at once, phrases that cannot be used; in its turn, a photo that cannot.
+            InputError: at once, phrases that cannot be used, and one photo or path in place of
+                several; in its turn, a photo that cannot be used.
             EngineError: the engine failed.
         """
+        if isinstance(photos, (str, bytes, os.PathLike, np.ndarray)):
+            raise InputError(
+                "stream takes photo after photo, such as a list of paths or a camera's frames; "
+                f"this is one {type(photos).__name__}: give it to predict, or in a list"
+            )
         texts = _texts(phrases)
         single = isinstance(phrases, str)
 

@@ -26,8 +26,15 @@ WORDS = (
 
 
 def clean(text: str) -> str:
-    """CLIP's cleaning: mended Unicode, HTML entities (twice), single spaces, lower case."""
-    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    """CLIP's cleaning: mended Unicode, HTML entities (twice), single spaces, lower case.
+
+    Raises:
+        InputError: an entity is a number of thousands of digits.
+    """
+    try:
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    except ValueError as error:
+        raise InputError(f"the phrase holds an HTML entity that is none: {error}") from error
     return " ".join(text.split()).lower()
 
 
@@ -84,10 +91,15 @@ class Tokenizer:
 
         Raises:
             InputError: it is no text.
+            BundleError: the tokenizer is not of CLIP's kind after all.
         """
         if not isinstance(text, str):
             raise InputError(f"a phrase must be a str, not {type(text).__name__}")
-        inner = self._encoder.encode(clean(text), add_special_tokens=False).ids[: word_len - 2]
+        cleaned = clean(text)
+        try:
+            inner = self._encoder.encode(cleaned, add_special_tokens=False).ids[: word_len - 2]
+        except Exception as error:  # the library raises bare Exception
+            raise BundleError(f"the tokenizer cannot split {text!r}: {error}") from error
         ids = np.zeros(word_len, np.int64)
         ids[: len(inner) + 2] = [self.start_id, *inner, self.end_id]
         return ids

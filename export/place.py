@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from cris_edge.bundle import Bundle
+from cris_edge.bundle import SPECIFICATION, Bundle
 from export.errors import ExportError
 
 
@@ -19,11 +20,28 @@ def check_place(out: Path, beside: Sequence[Path]) -> None:
     """
     if out.exists() and not out.is_dir():
         raise ExportError(f"{out}: expected a folder to write, this is a file")
-    if out.is_dir() and any(out.iterdir()) and not (out / "bundle.json").is_file():
-        raise ExportError(f"{out}: holds other files and no bundle; choose another --out")
+    for parent in out.parents:
+        if parent.exists() and not parent.is_dir():
+            raise ExportError(f"{out}: {parent} is a file; choose another --out")
+    if out.is_dir() and (others := _others(out)):
+        raise ExportError(
+            f"{out}: holds other files than a bundle's, which would be lost: {others[0]}; "
+            "choose another --out"
+        )
     for place in beside:
         if place.is_dir():
             raise ExportError(f"{place}: expected a file to write, this is a folder")
+
+
+def _others(out: Path) -> list[str]:
+    """Files in a folder that are not those of the bundle that is there, whole or not."""
+    try:
+        about = json.loads((out / SPECIFICATION).read_text(encoding="utf-8"))
+        own = {SPECIFICATION, *about["files"]}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        own = {SPECIFICATION}
+    found = (path.relative_to(out) for path in sorted(out.rglob("*")) if not path.is_dir())
+    return [path.as_posix() for path in found if path.as_posix() not in own]
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cris_edge import Segmenter
 from cris_edge.bundle import Bundle
-from cris_edge.engines import answers, installed, open_engine, unread
+from cris_edge.engines import answers, installed, open_engine
 from cris_edge.engines.base import Engine
 from cris_edge.errors import EngineError
 from cris_edge.photo import Photo, as_photo
@@ -67,7 +67,9 @@ class Agreement:
         asked = bounds(precision)
         masks = self.masks if precision == "float32" else self.masks_mean
         near = math.isfinite(self.logits) and self.logits <= asked.get("logits", math.inf)
-        return near and masks >= asked["masks"]
+        # Where masks alone count, masks that are empty tell nothing.
+        told = "logits" in asked or self.covered > 0
+        return near and told and masks >= asked["masks"]
 
 
 def bounds(precision: str) -> dict[str, float]:
@@ -130,7 +132,7 @@ def verify(
         InputError: a photo cannot be read.
     """
     opened = map(open_engine, filter(answers, installed()))
-    engines = [engine for engine in opened if not unread(engine, bundle)]
+    engines = [engine for engine in opened if not engine.unfit(bundle)]
     if not engines:
         raise ExportError(
             f"no engine for {', '.join(sorted(bundle.suffixes))} is installed, so the export "

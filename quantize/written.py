@@ -15,7 +15,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from cris_edge import Segmenter
-from cris_edge.bundle import Bundle, GraphSpec
+from cris_edge.bundle import FOR_TENSORRT, Bundle, GraphSpec
 from cris_edge.engines import answers, installed
 from cris_edge.engines.base import Value, check_inputs
 from cris_edge.errors import EngineError
@@ -113,7 +113,7 @@ def open_judged(path: Path, engine: str, threads: int | None) -> Segmenter:
     """
     bundle = Bundle.open(path)
     by_tensorrt = engine == TENSORRT or (engine == "auto" and tensorrt_there())
-    if for_tensorrt(bundle) and not by_tensorrt:
+    if bundle.target == FOR_TENSORRT and not by_tensorrt:
         return open_written(bundle, threads)
     return Segmenter(path, engine=engine, threads=threads)
 
@@ -121,12 +121,6 @@ def open_judged(path: Path, engine: str, threads: int | None) -> Segmenter:
 def only_written(segmenter: Segmenter) -> bool:
     """Whether it computes graphs for TensorRT as they are written, which tells nothing of speed."""
     return any(isinstance(graph, WrittenGraph) for graph in segmenter.graphs.values())
-
-
-def for_tensorrt(bundle: Bundle) -> bool:
-    """Whether a bundle's graphs were made for TensorRT."""
-    target = bundle.about.get("target")
-    return isinstance(target, dict) and target.get("name") == "jetson"
 
 
 def tensorrt_there() -> bool:

@@ -42,6 +42,7 @@ from typing import Any
 
 from cris_edge.engines import installed
 from cris_edge.errors import CrisEdgeError, InputError
+from cris_edge.files import whole_file
 from samples.bench import machine
 from samples.bench.contender import Model, contenders, references, unreadable
 from samples.bench.models import find_model
@@ -147,7 +148,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             print(report(found))
         if options.json not in (None, "-"):
-            Path(options.json).write_text(text + "\n", encoding="utf-8")
+            with whole_file(options.json) as temporary:
+                temporary.write_text(text + "\n", encoding="utf-8")
     except (CrisEdgeError, OSError) as error:
         print(f"samples.benchmark: {error}", file=sys.stderr)
         return 2

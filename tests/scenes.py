@@ -149,7 +149,13 @@ def write_bundle(folder: Path, model: CRIS, tokenizer: Tokenizer, threshold: flo
         "name": config.name,
         "image": numbers | ways,
         "text": {"tokenizer": "tokenizer.json", "word_len": config.word_len},
-        "mask": {"threshold": threshold, "interpolation": "cubic", "align_corners": True},
+        "mask": {
+            "threshold": threshold,
+            "stride": 4,
+            "interpolation": "cubic",
+            "align_corners": True,
+        },
+        "target": {"name": "onnx"},
         "precision": "float32",
         "graphs": graphs,
     }

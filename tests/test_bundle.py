@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import json
+import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -24,24 +25,30 @@ Edit = Callable[[About], object]
 fixed = settings(derandomize=True, deadline=None, max_examples=200)
 
 
-def graph(name: str, given: str, dtype: str, shape: list[int | str]) -> About:
-    taken = {"name": given, "dtype": dtype, "shape": shape}
-    result = {"name": "b", "dtype": "float32", "shape": [1, 2]}
-    return {"file": f"{name}.onnx", "inputs": [taken], "outputs": [result]}
+def tensor(name: str, dtype: str, *shape: int | str) -> About:
+    return {"name": name, "dtype": dtype, "shape": list(shape)}
+
+
+def graph(name: str, inputs: list[About], outputs: list[About]) -> About:
+    return {"file": f"{name}.onnx", "inputs": inputs, "outputs": outputs}
 
 
 def description() -> About:
     ways = {"interpolation": "cubic", "border": "mean", "colour": "RGB"}
+    frame, tokens = tensor("frame", "uint8", 1, 64, 64, 3), tensor("tokens", "int64", "phrases", 17)
+    seen, said = tensor("p3", "float32", 1, 8, 4, 4), tensor("gate", "float32", "phrases", 8)
+    logits = tensor("logits", "float32", "phrases", 1, 16, 16)
     return {
         "name": "made_up",
         "image": {"size": 64, "mean": [0.5, 0.25, 0.125], "std": [0.25, 0.5, 1]} | ways,
         "text": {"tokenizer": "text/tokenizer.json", "word_len": 17},
-        "mask": {"threshold": 0.4, "interpolation": "cubic", "align_corners": True},
+        "mask": {"threshold": 0.4, "stride": 4, "interpolation": "cubic", "align_corners": True},
+        "target": {"name": "onnx"},
         "precision": "float16",
         "graphs": {
-            "photo": graph("photo", "frame", "uint8", [1, 64, 64, 3]),
-            "phrase": graph("phrase", "tokens", "int64", ["phrases", 17]),
-            "pair": graph("pair", "a", "float32", ["phrases", 2]),
+            "photo": graph("photo", [frame], [seen]),
+            "phrase": graph("phrase", [tokens], [said]),
+            "pair": graph("pair", [said, seen], [logits]),
         },
         "licence": "CC0-1.0",
     }
@@ -109,7 +116,7 @@ def test_a_bundle_says_what_its_description_says(folder: Path, as_path: type) ->
     assert bundle.letterbox == Letterbox(64, (0.5, 0.25, 0.125))
     (read,) = bundle.graphs["pair"].outputs
     assert bundle.graphs["pair"].file == "pair.onnx"
-    assert (read.name, read.dtype, read.shape) == ("b", "float32", (1, 2))
+    assert (read.name, read.dtype, read.shape) == ("logits", "float32", ("phrases", 1, 16, 16))
     assert bundle.about["licence"] == "CC0-1.0"
     assert bundle.path("photo.onnx").read_bytes() == b"graph of the photo" * 9
 
@@ -186,8 +193,34 @@ def test_a_zip_that_cannot_be_written_leaves_the_older_one(folder: Path) -> None
         (put(-0.1, "mask", "threshold"), "threshold"),
         (put(10**400, "mask", "threshold"), "threshold"),
         (put([0.5, 0, 0.5], "image", "std"), "image.std"),
+        (put(3, "mask", "stride"), "mask.stride: expected a divisor of 64, got 3"),
+        (put(-4, "mask", "stride"), "mask.stride: expected a divisor of 64, got -4"),
+        (drop("target"), "the field 'target' is missing"),
+        (put("toaster", "target", "name"), "target.name: 'toaster' is none of onnx, openvino"),
         (put([float("nan")] * 3, "image", "mean"), "image.mean"),
         (put([10**400, 0, 0], "image", "mean"), "image.mean"),
+        (
+            put("frames", "graphs", "photo", "inputs", 0, "name"),
+            r"graphs\.photo: expected to take frame uint8 .* but it takes frames uint8",
+        ),
+        (put(18, "text", "word_len"), r"graphs\.phrase: .*, 18\), but it takes .*, 17\)"),
+        (
+            put([1, 8, 2, 2], "graphs", "pair", "inputs", 1, "shape"),
+            r"graphs\.pair: expected to take .*p3 float32 \(1, 8, 4, 4\), but it takes",
+        ),
+        (
+            put([], "graphs", "pair", "inputs"),
+            r"graphs\.pair: expected to take .*, but it takes nothing",
+        ),
+        (
+            put("mask", "graphs", "pair", "outputs", 0, "name"),
+            r"graphs\.pair: expected to give logits float32 .*, but it gives mask float32",
+        ),
+        (
+            put([1, 1, 16, 16], "graphs", "pair", "outputs", 0, "shape"),
+            r"graphs\.pair: expected to give .*but it gives logits float32 \(1, 1, 16, 16\)",
+        ),
+        (put(8, "mask", "stride"), r"graphs\.pair: expected to give .*1, 8, 8\)"),
     ],
 )
 def test_a_description_that_is_wrong_is_refused_with_the_reason(
@@ -196,6 +229,31 @@ def test_a_description_that_is_wrong_is_refused_with_the_reason(
     edit(folder, change)
     with pytest.raises(BundleError, match=message):
         Bundle.open(folder)
+
+
+def test_what_a_graph_could_read_and_no_sum_covers_is_refused(folder: Path) -> None:
+    (folder / ".DS_Store").write_bytes(b"the system's")
+    assert Bundle.open(folder).name == "made_up"
+    (folder / "text" / "weights.bin").write_bytes(b"beside a graph")
+    with pytest.raises(
+        BundleError, match=r"holds 'text/weights\.bin', which bundle\.json does not"
+    ):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a" * 300 + ".zip"])
+def test_names_that_no_disk_has_are_refused(folder: Path, name: str) -> None:
+    with pytest.raises(BundleError, match="cannot be read: File name too long"):
+        Bundle.open(folder / name)
+    edit(folder, put("0" * 64, "files", name))
+    with pytest.raises(BundleError, match="cannot be read: File name too long"):
+        Bundle.open(folder)
+
+
+def test_files_from_a_board_without_a_clock_are_packed(folder: Path) -> None:
+    os.utime(folder / "pair.onnx", (0, 0))
+    write_zip(Bundle.open(folder), folder.with_suffix(".zip"))
+    assert Bundle.open(folder.with_suffix(".zip")).name == "made_up"
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 import quantize.job
-from cris_edge import Segmenter
+from cris_edge import EngineError, Segmenter
 from cris_edge.bundle import Bundle, GraphSpec, TensorSpec
 from export.errors import ExportError
 from export.tensorrt import SINGLE, VERSIONS, rehearse
@@ -375,6 +375,12 @@ def test_graphs_for_tensorrt_are_judged_by_no_other_engine(
 ) -> None:
     assert open_judged(bundle.folder, "openvino", 1).info.engine == "onnxruntime"
     assert open_judged(sensitive_bundle, "openvino", 1).info.engine == "openvino"
+    # Left to themselves they would give other masks.
+    for engine in ("onnxruntime", "openvino"):
+        with pytest.raises(EngineError, match=f"{engine} would round other .*--target openvino"):
+            Segmenter(bundle.folder, engine=engine)
+    with pytest.raises(EngineError, match=r"no installed engine runs the bundle .*would round"):
+        Segmenter(bundle.folder)
 
 
 # --- scales ---

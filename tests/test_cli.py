@@ -17,6 +17,7 @@ import numpy as np
 import onnxruntime
 import openvino
 import pytest
+import tokenizers
 
 from cris_edge import BundleError, EngineError, Segmenter, draw
 from cris_edge.bundle import Bundle, sha256, write_zip
@@ -178,7 +179,9 @@ def test_other_mistakes_are_told_in_one_line_too(
     assert "no bundle.json" in refused(predict("red car", by=tmp_path), capfd)
     assert "not a zip file" in refused(predict("red car", by=tmp_path / "street.png"), capfd)
     assert "is empty; say what to find" in refused(predict("red car", "  "), capfd)
-    assert "threads must be 1 or more" in refused(predict("red car", "--threads=0"), capfd)
+    for threads in (0, 10**11):
+        said = refused(predict("red car", f"--threads={threads}"), capfd)
+        assert f"threads must be a number from 1 to 1024, not {threads}" in said
 
 
 @pytest.mark.parametrize(
@@ -202,8 +205,9 @@ def test_check_prints_versions_and_engines(
     monkeypatch.setattr("cris_edge.segmenter.SHIPPED", bundle)
     main(["check"])
     out = capsys.readouterr().out
-    for package in ("numpy", "opencv-python-headless", "tokenizers"):
-        assert f"{package} {version(package)}" in out
+    # As they say themselves: OpenCV comes with JetPack too, which pip knows nothing of.
+    for name, package in (("numpy", np), ("opencv", cv2), ("tokenizers", tokenizers)):
+        assert f"{name} {package.__version__}" in out
     assert f"cris-edge {version('cris-edge')}, Python {sys.version.split()[0]}" in out
     lines = {line.split(":")[0].strip(): line for line in out.splitlines() if ":" in line}
     assert onnxruntime.__version__ in lines["onnxruntime"]
@@ -246,7 +250,7 @@ def test_an_unknown_engine_is_refused_and_the_known_ones_are_named(bundle: Path)
 
 @pytest.mark.parametrize("threads", [0, -1])
 def test_no_threads_are_refused(bundle: Path, threads: int) -> None:
-    with pytest.raises(EngineError, match=f"1 or more, not {threads}"):
+    with pytest.raises(EngineError, match=f"a number from 1 to 1024, not {threads}"):
         Segmenter(bundle, threads=threads)
 
 
@@ -304,10 +308,39 @@ def test_graphs_of_a_kind_that_no_engine_reads_are_refused(folder: Path) -> None
     (folder / "pair.onnx").rename(folder / "pair.engine")
     text = (folder / "bundle.json").read_text()
     (folder / "bundle.json").write_text(text.replace("pair.onnx", "pair.engine"))
-    with pytest.raises(EngineError, match=r"no installed engine runs .*\.engine, \.onnx files"):
+    with pytest.raises(EngineError, match=r"no installed engine runs .* has \.engine, \.onnx; run"):
         Segmenter(folder)
     with pytest.raises(EngineError, match=r"onnxruntime reads \.onnx files; .* has \.engine, "):
         Segmenter(folder, engine="onnxruntime")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_threads_that_are_no_number_are_refused(bundle: Path, engine: str) -> None:
+    with pytest.raises(EngineError, match=r"threads must be a number .*, not 1\.5"):
+        Segmenter(bundle, engine=engine, threads=1.5)  # type: ignore[arg-type]
+
+
+def test_a_tokenizer_that_cannot_split_a_phrase_is_named(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    about = json.loads(path.read_text())
+    about["model"] = {
+        "type": "WordLevel",
+        "vocab": {"<|startoftext|>": 0, "<|endoftext|>": 1},
+        "unk_token": "[UNK]",
+    }
+    path.write_text(json.dumps(about))
+    edit(folder, lambda about: about["files"].update({path.name: sha256(path)}))
+    with pytest.raises(BundleError, match="the tokenizer cannot split 'red car'"):
+        Segmenter(folder, threads=1).predict(photo(), "red car")
+
+
+def test_what_a_terminal_cannot_show_is_shown_by_its_number(bundle: Path, street: Path) -> None:
+    arguments = ["predict", street, "日本語", "--bundle", bundle, "--threads", 1]
+    code = f"import cris_edge.cli; cris_edge.cli.main({[str(part) for part in arguments]!r})"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONIOENCODING", "cp1252")
+        (line,) = run(code)
+    assert line.startswith('"\\u65e5\\u672c\\u8a9e": ')
 
 
 def test_an_engine_that_fails_in_a_run_raises_engine_error(folder: Path) -> None:

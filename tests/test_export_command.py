@@ -95,7 +95,7 @@ def test_a_model_that_cannot_be_exported_leaves_the_older_bundle(
 def test_an_older_bundle_is_replaced_whole(tmp_path: Path, kept: Path) -> None:
     out = tmp_path / "new" / "bundle"
     out.mkdir(parents=True)
-    (out / "bundle.json").write_text("{}")
+    (out / "bundle.json").write_text('{"files": {"left.over": "no sum"}}')
     (out / "left.over").write_text("of another export")
     build(Job(kept, out, photos=PHOTOS[:1]), say=lambda line: None)
     assert not (out / "left.over").exists()
@@ -130,7 +130,19 @@ def test_folders_that_are_no_bundle_are_not_replaced(tmp_path: Path, kept: Path)
         build(Job(kept, tmp_path, photos=PHOTOS))
     with pytest.raises(ExportError, match="this is a file"):
         build(Job(kept, tmp_path / "thesis.txt", photos=PHOTOS))
+    with pytest.raises(ExportError, match=r"thesis\.txt is a file"):
+        build(Job(kept, tmp_path / "thesis.txt" / "deep" / "bundle", photos=PHOTOS))
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_what_lies_in_a_bundles_folder_is_not_lost(tmp_path: Path, kept: Path) -> None:
+    out = tmp_path / "bundle"
+    build(Job(kept, out, photos=PHOTOS[:1]), say=lambda line: None)
+    (out / "photos").mkdir()
+    (out / "photos" / "mine.jpg").write_bytes(b"mine")
+    with pytest.raises(ExportError, match=r"which would be lost: photos/mine\.jpg"):
+        build(Job(kept, out, photos=PHOTOS[:1]))
+    assert (out / "photos" / "mine.jpg").read_bytes() == b"mine"
 
 
 class Painter(nn.Module):

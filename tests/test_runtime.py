@@ -205,6 +205,12 @@ def test_what_the_source_raises_comes_in_its_turn(segmenter: Segmenter) -> None:
         next(stream)
 
 
+@pytest.mark.parametrize("one", ["a.mp4", Path("a.mp4"), photo(1)], ids=["str", "Path", "array"])
+def test_one_photo_is_no_stream(segmenter: Segmenter, one: Any) -> None:
+    with pytest.raises(InputError, match="stream takes photo after photo"):
+        segmenter.stream(one, "red car")
+
+
 def test_phrases_of_a_stream_are_checked_at_once(segmenter: Segmenter) -> None:
     camera = Camera()
     with pytest.raises(InputError, match="is empty"):

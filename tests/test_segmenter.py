@@ -242,6 +242,11 @@ def test_phrases_of_nothing_are_refused(fast: Segmenter, phrase: str, several: b
         fast.predict(photo(), ["red car", phrase] if several else phrase)
 
 
+def test_a_number_of_thousands_of_digits_is_no_phrase(fast: Segmenter) -> None:
+    with pytest.raises(InputError, match="the phrase holds an HTML entity"):
+        fast.predict(photo(), "red car &#" + "9" * 5000)
+
+
 @pytest.mark.parametrize("phrase", [None, 3, 1.5, b"red car", ["red car", None], ["red car", 3]])
 def test_what_is_no_phrase_is_refused(fast: Segmenter, phrase: object) -> None:
     with pytest.raises(InputError, match="a phrase must be a str such as 'the man in red', not "):

@@ -164,10 +164,14 @@ def test_content_of_no_use_is_replaced(cache: PlanCache, path: Path) -> None:
 
 
 def test_what_a_killed_process_left_is_cleared(cache: PlanCache, path: Path) -> None:
-    left = path.with_name(f".{path.name}.abc")
-    left.write_bytes(b"half")
+    left, others = (path.with_name(f".{path.name}.{end}") for end in ("abc", "def"))
+    for half in (left, others):
+        half.write_bytes(b"half")
+    os.utime(left, (0, 0))
     cache.write(ENTRY, PLAN)
     assert not left.exists()
+    # Another process may be writing it.
+    assert others.exists()
 
 
 def test_threads_build_once(cache: PlanCache) -> None:

@@ -5,6 +5,7 @@ The builder is that of TensorRT for RTX, which needs no GPU. Nothing here runs a
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 import types
@@ -17,10 +18,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from cris_edge.bundle import PHRASES, GraphSpec, TensorSpec
-from cris_edge.engines import ENGINES, answers, installed, open_engine
+from cris_edge import engines
+from cris_edge.bundle import PHRASES, Bundle, GraphSpec, TensorSpec
+from cris_edge.engines import ENGINES, answers, choose_engine, installed, open_engine
 from cris_edge.engines.tensorrt_build import Job, Progress, build_plan, check_version, is_rtx
 from cris_edge.errors import EngineError
+from cris_edge.segmenter import SHIPPED
 from export.graphs import split
 from export.onnx import export_onnx
 from tests.scenes import small_model, small_tokenizer
@@ -232,6 +235,24 @@ def test_auto_passes_it_over_without_a_gpu() -> None:
     assert next(iter(ENGINES)) == "tensorrt"
     assert not answers("tensorrt")
     assert answers("onnxruntime")
+
+
+def test_bundles_for_others_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As where a GPU is, but for the device.
+    tensorrt = importlib.import_module("cris_edge.engines.tensorrt").TensorRt
+    anew = engines.open_engine
+    monkeypatch.setattr(engines, "installed", lambda: ["tensorrt", "onnxruntime"])
+    monkeypatch.setattr(engines, "answers", lambda name: True)
+    monkeypatch.setattr(
+        engines,
+        "open_engine",
+        lambda name: tensorrt.__new__(tensorrt) if name == "tensorrt" else anew(name),
+    )
+    shipped = Bundle.open(SHIPPED)
+    assert choose_engine("auto", shipped).name == "onnxruntime"
+    with pytest.raises(EngineError, match=r"was built for onnx; run: .*--target jetson"):
+        choose_engine("tensorrt", shipped)
+    assert choose_engine("auto", replace(shipped, target="jetson")).name == "tensorrt"
 
 
 @pytest.mark.skipif("tensorrt" in installed(), reason="TensorRT is installed")

@@ -60,16 +60,6 @@ def open_engine(name: str) -> Engine:
     return engine
 
 
-def unread(engine: Engine, bundle: Bundle) -> str | None:
-    """Why an engine cannot read a bundle's files; None where it can."""
-    if bundle.suffixes <= set(engine.suffixes):
-        return None
-    return (
-        f"{engine.name} reads {', '.join(engine.suffixes)} files; "
-        f"the bundle {bundle.name} has {', '.join(sorted(bundle.suffixes))}"
-    )
-
-
 def choose_engine(name: str, bundle: Bundle, precision: str | None = None) -> Engine:
     """The engine of that name; for `auto` the best that is installed and runs the bundle.
 
@@ -89,23 +79,25 @@ def choose_engine(name: str, bundle: Bundle, precision: str | None = None) -> En
         )
     if name != "auto":
         engine = open_engine(name)
-        if reason := unread(engine, bundle):
+        if reason := engine.unfit(bundle):
             raise EngineError(reason)
         if precision is not None and (reason := engine.refuses(precision)):
             raise EngineError(f"{reason}; leave precision out")
         return engine
-    reasons = []
+    reasons: list[str] = []
+    unfit: list[str] = []
     for candidate in filter(answers, installed()):
         engine = open_engine(candidate)
-        if unread(engine, bundle):
-            continue
-        if precision is None or not (reason := engine.refuses(precision)):
+        if reason := engine.unfit(bundle):
+            unfit.append(reason)
+        elif precision is None or not (reason := engine.refuses(precision)):
             return engine
-        reasons.append(reason)
+        else:
+            reasons.append(reason)
     if reasons:
         raise EngineError(f"no installed engine can: {'; '.join(reasons)}; leave precision out")
-    kinds = ", ".join(sorted(bundle.suffixes))
     raise EngineError(
-        f"no installed engine runs the bundle {bundle.name} ({kinds} files); "
-        "run: pip install 'cris-edge[onnxruntime]' or 'cris-edge[openvino]'"
+        f"no installed engine runs the bundle {bundle.name}"
+        + "".join(f"; {reason}" for reason in unfit)
+        + "; run: pip install 'cris-edge[onnxruntime]' or 'cris-edge[openvino]'"
     )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cris_edge.bundle import GraphSpec, TensorSpec
+from cris_edge.bundle import FOR_TENSORRT, Bundle, GraphSpec, TensorSpec
 from cris_edge.errors import EngineError
 
 OFFERED = ("bfloat16",)
@@ -34,8 +34,9 @@ class Engine(Protocol):
 
     name: str
     version: str
-    suffixes: tuple[str, ...]
-    """Of the graph files it reads."""
+
+    def unfit(self, bundle: Bundle) -> str | None:
+        """Why it cannot run a bundle's graphs; None where it can."""
 
     def refuses(self, precision: str) -> str | None:
         """Why it cannot compute in one of `OFFERED` on this machine; None where it can."""
@@ -54,6 +55,22 @@ class Engine(Protocol):
         Raises:
             EngineError: the engine cannot load it, or it is not as specified.
         """
+
+
+def unfit_for_cpus(engine: str, suffixes: Sequence[str], bundle: Bundle) -> str | None:
+    """Why an engine for CPUs, which reads files of these suffixes, cannot run a bundle's graphs."""
+    if not bundle.suffixes <= set(suffixes):
+        return (
+            f"{engine} reads {', '.join(suffixes)} files; "
+            f"the bundle {bundle.name} has {', '.join(sorted(bundle.suffixes))}"
+        )
+    if bundle.precision == "int8" and bundle.target == FOR_TENSORRT:
+        return (
+            f"{engine} would round other things than TensorRT, for which the INT8 bundle "
+            f"{bundle.name} was made, and give other masks; for CPUs run: "
+            "python -m quantize.calibrate --target openvino, or --target onnx"
+        )
+    return None
 
 
 def check_tensors(

@@ -10,8 +10,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from cris_edge.bundle import GraphSpec, TensorSpec
-from cris_edge.engines.base import Graph, Value, check_inputs, check_tensors
+from cris_edge.bundle import Bundle, GraphSpec, TensorSpec
+from cris_edge.engines.base import Graph, Value, check_inputs, check_tensors, unfit_for_cpus
 from cris_edge.errors import EngineError
 
 PROVIDER = "CPUExecutionProvider"
@@ -80,7 +80,10 @@ class OnnxRuntime:
 
     name = "onnxruntime"
     version: str = onnxruntime.__version__
-    suffixes = (".onnx",)
+
+    def unfit(self, bundle: Bundle) -> str | None:
+        """What has no ONNX files, and INT8 for TensorRT."""
+        return unfit_for_cpus(self.name, (".onnx",), bundle)
 
     def refuses(self, precision: str) -> str | None:
         """Any precision.

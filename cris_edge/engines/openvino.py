@@ -12,8 +12,8 @@ import numpy as np
 import openvino
 from numpy.typing import NDArray
 
-from cris_edge.bundle import PHRASES, GraphSpec, TensorSpec
-from cris_edge.engines.base import Graph, Value, check_inputs, check_tensors
+from cris_edge.bundle import PHRASES, Bundle, GraphSpec, TensorSpec
+from cris_edge.engines.base import Graph, Value, check_inputs, check_tensors, unfit_for_cpus
 from cris_edge.errors import EngineError
 
 KINDS = {"f32": "float32", "i64": "int64", "u8": "uint8"}
@@ -72,7 +72,11 @@ class OpenVinoGraph:
         batch = 1 << (phrases - 1).bit_length()
         if batch != phrases:
             feeds |= {name: _filled(feeds[name], batch) for name in self._batched}
-        results = self._request(batch).infer(feeds, share_inputs=True)
+        request = self._request(batch)
+        try:
+            results = request.infer(feeds, share_inputs=True)
+        except RuntimeError as error:
+            raise EngineError(f"openvino failed in {self._spec.file}: {error}") from error
         # The request writes its next results into the same memory.
         rows = phrases if self._batched else None
         return {name: np.array(results[name][:rows]) for name in self._outputs}
@@ -126,10 +130,13 @@ class OpenVino:
 
     name = "openvino"
     version: str = openvino.__version__.split("-")[0]
-    suffixes = (".xml", ".onnx")
 
     def __init__(self) -> None:
         self._core = shared_core()
+
+    def unfit(self, bundle: Bundle) -> str | None:
+        """What has neither OpenVINO's nor ONNX files, and INT8 for TensorRT."""
+        return unfit_for_cpus(self.name, (".xml", ".onnx"), bundle)
 
     def refuses(self, precision: str) -> str | None:
         """Bfloat16, where the CPU has no instructions for it.

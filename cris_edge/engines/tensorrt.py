@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cris_edge.bundle import PHRASES, GraphSpec, TensorSpec
+from cris_edge.bundle import FOR_TENSORRT, PHRASES, Bundle, GraphSpec, TensorSpec
 from cris_edge.engines import cuda
 from cris_edge.engines.base import Graph, Value, check_inputs, check_tensors
 from cris_edge.engines.cuda import DeviceTensor
@@ -45,7 +45,6 @@ class TensorRt:
     """TensorRT on CUDA's first device; CUDA_VISIBLE_DEVICES says which that is."""
 
     name = "tensorrt"
-    suffixes = (".onnx",)
 
     def __init__(
         self,
@@ -71,6 +70,15 @@ class TensorRt:
         self._cache = PlanCache(folder or default_folder(), say)
         self._say = say
         self._resources = Resources()
+
+    def unfit(self, bundle: Bundle) -> str | None:
+        """What was not built for it: its builder takes no weights in 8 bits as others do."""
+        if bundle.target == FOR_TENSORRT:
+            return None
+        return (
+            f"tensorrt runs bundles that were built for it, and {bundle.name} was built for "
+            f"{bundle.target}; run: python -m export.build --checkpoint X --target {FOR_TENSORRT}"
+        )
 
     def refuses(self, precision: str) -> str | None:
         """Any precision: a strongly typed graph is computed in its own types."""

@@ -175,10 +175,7 @@ def _parse(trt: Any, builder: Any, job: Job) -> Any:
     if not parser.parse(job.graph, f"{os.devnull}/{job.name}"):
         errors = [_explain(parser.get_error(place)) for place in range(parser.num_errors)]
         raise EngineError(
-            f"tensorrt cannot read {job.name}:\n  "
-            + ("\n  ".join(errors) or log.messages.take())
-            + "\nthe bundle must be built for TensorRT: "
-            "python -m export.build --checkpoint X --target jetson"
+            f"tensorrt cannot read {job.name}:\n  " + ("\n  ".join(errors) or log.messages.take())
         )
     inputs = [network.get_input(place) for place in range(network.num_inputs)]
     outputs = [network.get_output(place) for place in range(network.num_outputs)]

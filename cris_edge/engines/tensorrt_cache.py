@@ -7,6 +7,7 @@ entry that is asked for, or not the user's, is not read but built anew.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from cris_edge.files import whole_file
+from cris_edge.files import unfinished, whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,8 @@ VARIABLE = "CRIS_EDGE_CACHE"
 MAGIC = b"cris-edge-plan 1\n"
 MAX_HEADER = 2**16
 """Bytes of an entry's description, at most."""
+LEFT_BEHIND = 3600.0
+"""Seconds after which nobody writes a file any more."""
 
 Field = str | int | bool | list[int] | list[str]
 
@@ -123,8 +126,7 @@ class PlanCache:
         }
         try:
             self._make_folder()
-            for left in self.folder.glob(f".{path.name}.*"):
-                left.unlink()  # of a process that was killed while it wrote
+            _clear_leftovers(path)
             with whole_file(path) as temporary, temporary.open("wb") as file:
                 file.write(MAGIC + json.dumps(header, sort_keys=True).encode() + b"\n")
                 file.write(content)
@@ -171,6 +173,14 @@ class PlanCache:
                 time.sleep(0.1)
         except OSError as error:  # a file system without locks
             logger.warning("%s: without a lock: %s", entry.name, error)
+
+
+def _clear_leftovers(path: Path) -> None:
+    """Take away what a process that was killed while it wrote has left, long ago."""
+    for left in unfinished(path):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - left.stat().st_mtime > LEFT_BEHIND:
+                left.unlink()
 
 
 if sys.platform == "win32":

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from cris_edge.bundle import Bundle
-from cris_edge.engines import open_engine, unread
+from cris_edge.engines import open_engine
 from cris_edge.engines.base import OFFERED
 from cris_edge.errors import CrisEdgeError, EngineError
+from cris_edge.segmenter import SHIPPED
 
 REFERENCE = "cris"
 """The kind of the contender that all others are compared with, where it takes part."""
@@ -75,10 +76,8 @@ def unreadable(model: Model, engine: str) -> str | None:
 
     None where it reads them, and where model or engine are broken: their own line will tell.
     """
-    if model.bundle is None:
-        return None
     try:
-        return unread(open_engine(engine), Bundle.open(model.bundle))
+        return open_engine(engine).unfit(Bundle.open(model.bundle or SHIPPED))
     except CrisEdgeError:
         return None
 

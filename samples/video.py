@@ -1,0 +1,80 @@
+"""A video or a camera in, a video with the masks drawn in out.
+
+Run: python samples/video.py VIDEO "the man in red" [MORE PHRASES ...] -o masks.mp4
+     python samples/video.py 0 "the man in red" -o masks.mp4      camera 0, until Ctrl-C
+"""
+
+import argparse
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+
+from cris_edge import CrisEdgeError, InputError, Segmenter, draw
+
+USUAL = 30.0
+"""Frames a second of a camera that does not say."""
+
+
+def read(capture: cv2.VideoCapture, kept: deque[np.ndarray]) -> Iterator[np.ndarray]:
+    """The frames, each of which is kept for its result: they are read ahead of it."""
+    while (frame := capture.read()[1]) is not None:
+        kept.append(frame)
+        yield frame
+
+
+def run(source: str, phrases: list[str], output: str) -> int:
+    """Write the video; the number of its frames.
+
+    Raises:
+        CrisEdgeError: there is no such video or camera, or no such phrase, or nowhere to write.
+    """
+    capture = cv2.VideoCapture(int(source) if source.isdecimal() else source)
+    if not capture.isOpened():
+        raise InputError(f"{source}: no video that OpenCV can open, and no camera")
+    size = [
+        int(capture.get(side)) for side in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)
+    ]
+    rate = capture.get(cv2.CAP_PROP_FPS) or USUAL
+    writer = cv2.VideoWriter(output, cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
+    if not writer.isOpened():
+        raise InputError(f"{output}: OpenCV cannot write a video there; use a name with .mp4")
+    kept: deque[np.ndarray] = deque()
+    done = 0
+    try:
+        for results in Segmenter().stream(read(capture, kept), phrases):
+            writer.write(draw(kept.popleft(), results))
+            done += 1
+    except KeyboardInterrupt:
+        pass  # how a camera's video ends
+    finally:
+        writer.release()
+        capture.release()
+    return done
+
+
+def main() -> int:
+    """Run the command; 2, with one line, where something is refused."""
+    summary, _, examples = str(__doc__).partition("\n\n")
+    arguments = argparse.ArgumentParser(
+        description=summary, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    arguments.add_argument("source", help="a video file, or the number of a camera")
+    arguments.add_argument("phrases", nargs="+", metavar="phrase", help='such as "the man in red"')
+    arguments.add_argument("-o", "--output", default="masks.mp4", help="default: %(default)s")
+    options = arguments.parse_args()
+    begun = time.perf_counter()
+    try:
+        done = run(options.source, options.phrases, options.output)
+    except CrisEdgeError as error:
+        print(f"samples/video.py: {error}", file=sys.stderr)
+        return 2
+    print(f"{options.output}: {done} frames, {done / (time.perf_counter() - begun):.1f} a second")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
