@@ -27,7 +27,10 @@ slow: $(VENV)/.dev ## the tests that take minutes
 # The first run gives the model, two more go on from there, and what ships is the mean of the three.
 # TEACHER=checkpoint: the first learns from that one too (docs/distillation.md). SET: other values for the
 # recipes, e.g. SET="accumulate=16 precision=float32" where memory is short and nothing computes in bfloat16.
+# CHECKPOINT, BUNDLE: other places than those of what ships, for a trial.
 RECIPE := training/configs/cris_edge_s
+CHECKPOINT ?= training/checkpoints/cris_edge_s.safetensors
+BUNDLE ?= cris_edge/models/cris_edge_s
 model: $(VENV)/.dev ## the bundle that ships, anew: make model DATA=folder (docs/model.md); goes on when stopped
 	@test -d "$(DATA)" || { echo "make model DATA=folder: a data folder as docs/data.md describes it"; exit 2; }
 	test -e runs/words.safetensors || $(BIN)/python -m training.words --out runs/words.safetensors \
@@ -38,11 +41,9 @@ model: $(VENV)/.dev ## the bundle that ships, anew: make model DATA=folder (docs
 		--out runs/further-$$seed data=$(DATA) start_from=runs/model/best.safetensors seed=$$seed $(SET) || exit; done
 	$(BIN)/python -m training.average runs/model/best.safetensors runs/further-1/best.safetensors \
 		runs/further-2/best.safetensors --out runs/mean.safetensors
-	$(BIN)/python -m training.compact runs/mean.safetensors --threshold 0.25 \
-		--out training/checkpoints/cris_edge_s.safetensors
-	$(BIN)/python -m export.build --checkpoint training/checkpoints/cris_edge_s.safetensors --target onnx \
-		--precision weights8 --out cris_edge/models/cris_edge_s
-	$(BIN)/python -m training.probe cris_edge/models/cris_edge_s --data $(DATA) --json probe.json
+	$(BIN)/python -m training.compact runs/mean.safetensors --threshold 0.25 --out $(CHECKPOINT)
+	$(BIN)/python -m export.build --checkpoint $(CHECKPOINT) --target onnx --precision weights8 --out $(BUNDLE)
+	$(BIN)/python -m training.probe $(BUNDLE) --data $(DATA) --json probe.json
 
 clean:
 	rm -rf $(VENV) demo.png

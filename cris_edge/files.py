@@ -47,6 +47,19 @@ def _beginning(path: Path) -> str:
     return f".{path.name[:50]}."
 
 
+def check_image_name(path: str | Path) -> None:
+    """Refuse, before any work, a name by which no image is written.
+
+    Raises:
+        InputError: the suffix is no image format, or a folder has the name.
+    """
+    path = Path(path)
+    if not path.suffix or not cv2.haveImageWriter(f"image{path.suffix}"):
+        raise InputError(f"{path}: no image format for {path.suffix!r}; use .png or .jpg")
+    if path.is_dir():
+        raise InputError(f"{path}: expected a file to write, this is a folder")
+
+
 def write_image(path: str | Path, image: Photo) -> None:
     """Encode a (H, W, 3) uint8 BGR image by its file's suffix and write it.
 
@@ -54,12 +67,13 @@ def write_image(path: str | Path, image: Photo) -> None:
         InputError: the suffix is no image format, or the file cannot be written.
     """
     path = Path(path)
+    check_image_name(path)
     try:
         encoded, content = cv2.imencode(path.suffix, image)
-    except cv2.error:
-        encoded = False
+    except cv2.error as error:
+        raise InputError(f"{path}: cannot be encoded: {error.err}") from error
     if not encoded:
-        raise InputError(f"{path}: no image format for {path.suffix!r}; use .png or .jpg")
+        raise InputError(f"{path}: cannot be encoded as {path.suffix}")
     try:
         with whole_file(path) as temporary:
             temporary.write_bytes(content.tobytes())

@@ -11,9 +11,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+import torch
+
 from quantize.distill import distil
 from quantize.recipe import DistillRecipe
-from quantize.teachers import is_checkpoint
+from quantize.teachers import is_checkpoint, open_teacher
+from training.arguments import refusals
 from training.compare import compare, parser
 
 WAYS = (
@@ -35,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--teacher", required=True, help="a checkpoint (.safetensors) or a bundle"
     )
     options = arguments.parse_args(argv)
+    # Before the first way, which needs no teacher, has trained for hours.
+    if status := refusals(lambda: open_teacher(options.teacher, torch.device("cpu"))):
+        return status
     usual = WAYS if is_checkpoint(options.teacher) else OF_A_BUNDLE
     options.way = options.way or list(usual)
     options.set = [f"teacher={options.teacher}", *options.set]

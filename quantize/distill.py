@@ -103,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; one line on stderr and 2 where something is refused."""
-    options = parser().parse_args(argv)
+    options = parser().parse_intermixed_args(argv)
     student = [f"model={options.student}"] if options.student else []
     overrides = [f"teacher={options.teacher}", *student, *options.overrides]
     return launch(options, overrides, DistillRecipe, distil)

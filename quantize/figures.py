@@ -22,11 +22,14 @@ class Figures:
     """Empty where there is nothing to time with: graphs for TensorRT, and no GPU."""
     parts: Sequence[Part]
     """Its evaluation, a part for each source of samples."""
+    engine: str
+    """What computed it, with its version and threads."""
 
     def as_dict(self) -> dict[str, Any]:
         """For a bundle's description; scores in [0, 1]."""
         return {
             "bytes": self.size,
+            "engine": self.engine,
             "milliseconds": self.milliseconds or None,
             "scores": {part.source: part.evaluation.scores.as_dict() for part in self.parts},
         }
@@ -51,8 +54,9 @@ def agreement(before: Sequence[Part], after: Sequence[Part]) -> float:
 
 def table(named: Mapping[str, Figures]) -> str:
     """Figures of several bundles for people; scores in per cent, a line for each part."""
+    names = max(22, *(len(name) + 1 for name in named))
     lines = [
-        f"{'':22}{'MB':>8}{'photo':>9}{'phrase':>9}{'pair':>9}{'total ms':>10}"
+        f"{'':{names}}{'MB':>8}{'photo':>9}{'phrase':>9}{'pair':>9}{'total ms':>10}"
         f"{'n':>6}{'mIoU':>7}{'Pr@50':>7}{'Pr@70':>7}{'Pr@90':>7}"
     ]
     for name, figures in named.items():
@@ -65,7 +69,7 @@ def table(named: Mapping[str, Figures]) -> str:
         for part in figures.parts:
             scores = part.evaluation.scores.as_dict()
             lines.append(
-                f"{name[-21:]:22}{figures.size / 1e6:>8.2f}{taken}{int(scores['count']):>6}"
+                f"{name:{names}}{figures.size / 1e6:>8.2f}{taken}{int(scores['count']):>6}"
                 + "".join(f"{100 * scores[k]:>7.1f}" for k in ("mIoU", "Pr@50", "Pr@70", "Pr@90"))
                 + f"  {part.source}"
             )

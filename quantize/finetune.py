@@ -8,7 +8,6 @@ and features. Weights stay float ones, which lose less when quantize.calibrate r
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -106,14 +105,11 @@ def open_float(recipe: DistillRecipe, device: torch.device) -> tuple[CheckpointT
     """
     path = str(recipe.start_from)
     kept = checkpoint.load(path)
-    mine, found = (dataclasses.asdict(one) for one in (recipe.config(), kept.model.config))
     # Its name decides nothing, and the number of its words comes with its tokenizer.
-    names = [n for n in mine if n not in ("name", "vocab_size") and mine[n] != found[n]]
-    if names:
-        differences = ", ".join(f"{n} is {found[n]} and not {mine[n]}" for n in names)
+    if differing := recipe.config().differences(kept.model.config, ("name", "vocab_size")):
         raise CheckpointError(
-            f"{path} is of other sizes than the recipe's model: {differences}. Give a recipe of "
-            "its own sizes, or its model= and sizes="
+            f"{path} is of other sizes than the recipe's model: {', '.join(differing)}. Give a "
+            "recipe of its own sizes, or its model= and sizes="
         )
     for name, tensor in kept.model.state_dict().items():
         if not torch.isfinite(tensor).all():
@@ -151,7 +147,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; one line on stderr and 2 where something is refused."""
-    options = parser().parse_args(argv)
+    options = parser().parse_intermixed_args(argv)
     # It is its own teacher, whatever else a recipe names.
     own = [f"start_from={options.checkpoint}", f"teacher={options.checkpoint}"]
     return launch(options, [*options.overrides, *own], DistillRecipe, finetune)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
+import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from typing import Any
 
 from cris_edge import Segmenter
 from cris_edge.bundle import GRAPHS, Bundle, write_zip
+from cris_edge.files import check_image_name
 from export.build import Job as ExportJob
 from export.build import build as export
 from export.place import check_place, put_in_place, workspace
@@ -27,7 +30,7 @@ from quantize.sensitivity import Damage, draw_chart, sweep
 from quantize.speed import Timing, race
 from quantize.written import TENSORRT, open_written, tensorrt_there
 from training.evaluate import evaluate
-from training.report import Part, describe_machine, today
+from training.report import Part, describe_machine, engine_in_words, today
 from training.selection import Data, select, spread
 
 CALIBRATED_WITH = 300
@@ -89,6 +92,10 @@ def calibrate(job: Job, say: Say = print) -> Bundle:
     out = job.out.resolve()
     beside = [out.with_name(f"{out.name}.zip")] if job.zip else []
     check_place(out, beside)
+    if job.chart is not None:
+        check_image_name(job.chart)
+    if importlib.util.find_spec("nncf") is None:
+        raise QuantizeError("NNCF is not installed; run: pip install 'cris-edge[quantize]'")
     try:
         with workspace(out) as temporary:
             bundle = _Run(job, temporary, say).write(temporary / out.name)
@@ -96,9 +103,10 @@ def calibrate(job: Job, say: Say = print) -> Bundle:
                 write_zip(bundle, temporary / place.name)
             put_in_place(bundle, out, beside, temporary, say)
     except OSError as error:
+        room = "make room, or " if error.errno == errno.ENOSPC else ""
         raise QuantizeError(
-            f"{out}: the bundle cannot be written: {error.strerror or error}; make room, or choose "
-            "another --out. What was there is as it was"
+            f"{out}: the bundle cannot be written: {error.strerror or error}; {room}choose another "
+            "--out. What was there is as it was"
         ) from error
     return Bundle.open(out)
 
@@ -202,10 +210,10 @@ class _Run:
         self, bundle: Bundle, parts: Sequence[Part], kept: Sequence[Layer], reasons: list[str]
     ) -> Bundle:
         """Time the bundle, refuse one that is not worth it, and let it carry its report."""
-        timing = self._time(bundle)
+        timing, engine = self._time(bundle), engine_in_words(self.float.info)
         account = Account(
-            before=Figures(self.source.size, timing.before, self.before),
-            after=Figures(bundle.size, timing.after, parts),
+            before=Figures(self.source.size, timing.before, self.before, engine),
+            after=Figures(bundle.size, timing.after, parts, engine),
             lost=loss(self.before, parts),
             budget=self.job.budget,
             kept=kept,

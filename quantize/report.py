@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cris_edge.files import whole_file, write_image
+from cris_edge.files import check_image_name, whole_file, write_image
 from quantize.errors import QuantizeError
 from quantize.figures import Figures, agreement, table
 from quantize.speed import UNTIMED, race
@@ -26,7 +26,7 @@ from quantize.written import only_written, open_judged
 from training.arguments import at_least, documented, refusals
 from training.evaluate import data_of, evaluate
 from training.evaluation import Record
-from training.report import describe_machine, today
+from training.report import VERSIONS, describe_machine, engine_in_words, measured_by, today
 from training.selection import Data
 
 Picture = NDArray[np.uint8]
@@ -76,7 +76,8 @@ def compare(
     times = iter(race(timed, samples[0]))
     found = [{} if only_written(one) else next(times) for one in segmenters]
     sizes = [one.bundle.size for one in segmenters if one.bundle is not None]
-    figures = map(Figures, sizes, found, evaluations)
+    engines = [engine_in_words(one.info) for one in segmenters]
+    figures = map(Figures, sizes, found, evaluations, engines)
     return dict(zip(names, figures, strict=True))
 
 
@@ -87,6 +88,7 @@ def as_json(figures: Mapping[str, Figures], about: Mapping[str, Any]) -> str:
         **about,
         "date": today(),
         "machine": describe_machine(),
+        "versions": VERSIONS,
         "bundles": {
             name: one.as_dict() | {"mask_agreement": agreement(first.parts, one.parts)}
             for name, one in figures.items()
@@ -212,6 +214,10 @@ def parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     """Compare; print and write what is asked for."""
+    if options.picture:
+        check_image_name(options.picture)
+    if options.json and options.json.is_dir():
+        raise QuantizeError(f"{options.json}: expected a file to write, this is a folder")
     scenes = options.scenes
     figures = compare(
         options.bundles,
@@ -229,10 +235,14 @@ def run(options: argparse.Namespace) -> None:
     for name, one in figures.items():
         if not one.milliseconds:
             print(f"{name}: judged by ONNX Runtime, not timed: {UNTIMED}")
-    machine = "{processor}, {cores} cores, {system}".format(**describe_machine())
-    print(f"scores in per cent; {machine}; {today()}")
+    data = f"{scenes} made-up scenes" if scenes else str(options.data)
+    for engine in dict.fromkeys(one.engine for one in figures.values()):
+        print(f"engine     {engine}")
+    print(f"data       {data}, split {', '.join(options.split) or 'val'}")
+    print("\n".join(measured_by()))
+    print("Scores in per cent.")
     if options.json:
-        about = {"data": f"{scenes} made-up scenes" if scenes else str(options.data)}
+        about = {"data": data}
         with whole_file(options.json) as file:
             file.write_text(as_json(figures, about), encoding="utf-8")
     if options.picture:

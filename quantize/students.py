@@ -35,7 +35,7 @@ from training.evaluate import data_of, evaluate
 from training.model import CRIS, CRISConfig
 from training.model.config import MODELS, R50, STUDENTS
 from training.model.cost import multiply_adds, parameters
-from training.report import describe_machine, today
+from training.report import describe_machine, engine_in_words, today
 from training.selection import Data, SceneData, select
 
 NAMES = tuple(config.name for config in (*STUDENTS, R50))
@@ -131,7 +131,7 @@ def _figures(kept: Path, bundle: Path, threads: int, judge: Judge | None) -> Fig
     (scene,) = select(SceneData(1))
     (times,) = race([segmenter], scene.samples[0])
     assert segmenter.bundle is not None
-    return Figures(segmenter.bundle.size, times, parts)
+    return Figures(segmenter.bundle.size, times, parts, engine_in_words(segmenter.info))
 
 
 def _say(line: str) -> None:
@@ -141,14 +141,14 @@ def _say(line: str) -> None:
 def table(rows: Sequence[Row]) -> str:
     """Models for people; accuracy in per cent, a column for each source of samples."""
     sources = list(dict.fromkeys(part.source for row in rows for part in row.figures.parts))
-    columns = [f"mIoU {source}" for source in sources] or ["mIoU"]
+    columns = [f"mIoU {source}" for source in sources]
     lines = [
         f"{'':14}{'px':>5}{'M parameters':>14}{'G mult-adds':>13}{'MB':>9}{'ms':>9}"
         + "".join(f"  {column:>7}" for column in columns)
     ]
     for row in rows:
         scores = {part.source: part.evaluation.scores.miou for part in row.figures.parts}
-        cells = [f"{100 * scores[s]:.1f}" if s in scores else "-" for s in sources] or ["-"]
+        cells = [f"{100 * scores[s]:.1f}" if s in scores else "-" for s in sources]
         lines.append(
             f"{row.config.name:14}{row.config.input_size:>5}{row.parameters / 1e6:>14.2f}"
             f"{sum(row.multiply_adds.values()) / 1e9:>13.2f}{row.figures.size / 1e6:>9.2f}"

@@ -33,3 +33,6 @@ def test_the_command_prints_a_line_a_size(
     assert len([line for line in lines if re.fullmatch(pattern, line)]) == 4
     assert main(["--data", str(tmp_path / "none")]) == 2
     assert "error: " in capsys.readouterr().err
+    assert main(["--data", str(folder), "--size", "64", "50"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, "a multiple of 32, not 50" in err) == ("", True)

@@ -65,4 +65,7 @@ def test_a_way_that_is_no_recipe_is_refused_before_anything_is_trained(
     ways = ["--way", "", "--way", "dicee=1.0"]
     assert main(["--config", str(recipe), "--out", str(out), *ways, "--set", *COMMON]) == 2
     assert "unknown names ['dicee']" in capsys.readouterr().err
+    ways = ["--way", "a='b"]
+    assert main(["--config", str(recipe), "--out", str(out), *ways, "--set", *COMMON]) == 2
+    assert "--way a='b: No closing quotation" in capsys.readouterr().err
     assert not out.exists()

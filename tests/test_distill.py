@@ -358,7 +358,13 @@ def test_phrases_are_read_from_text(tmp_path: Path) -> None:
     assert read_phrases(plain) == read_phrases(packed) == ["red circle", "café cup"]
 
 
-@pytest.mark.parametrize("content", [b"\n \n", b"\xff\xfe", b"\x1f\x8b broken"])
+DAMAGED = bytearray(gzip.compress(b"red circle\n" * 99))
+DAMAGED[12] ^= 0xFF
+
+
+@pytest.mark.parametrize(
+    "content", [b"\n \n", b"\xff\xfe", b"\x1f\x8b broken", bytes(DAMAGED), bytes(DAMAGED[:20])]
+)
 def test_text_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / ("p.txt.gz" if content.startswith(b"\x1f") else "p.txt")
     path.write_bytes(content)

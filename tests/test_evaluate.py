@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -214,6 +215,18 @@ def test_sources_stand_apart_and_baselines_are_of_the_same_samples(
         better = part.baselines.better
         assert better >= max(part.baselines.fitted.miou, part.baselines.shuffled.miou)
         assert part.ratio == pytest.approx(part.evaluation.scores.miou / better)
+
+
+def test_without_a_training_split_one_baseline_less_is_told(
+    segmenter: Segmenter, data: Path, tmp_path: Path
+) -> None:
+    alone = shutil.copytree(data, tmp_path / "alone")
+    for name in ("instances_train.json", "expressions_written_train.json"):
+        (alone / name).unlink()
+    for part in evaluate(segmenter, open_data(alone), limit=4, baselines=True, progress=False):
+        assert part.baselines is not None
+        assert part.baselines.training is None
+        assert part.baselines.fitted.count == 4
 
 
 def test_a_limit_spreads_over_the_split(segmenter: Segmenter, data: Path) -> None:

@@ -24,9 +24,10 @@ from quantize.graphs import head_layers, read_float
 from quantize.grids import HALF, WHOLE, round_activation, round_weight
 from quantize.recipe import DistillRecipe
 from quantize.rounding import Rounding
-from quantize.samples import Feeds
+from quantize.samples import Feeds, choose
+from quantize.teachers import BundleTeacher, CheckpointTeacher
 from tests.export_models import PARTS, make_model
-from tests.scenes import photo, small_tokenizer, write_bundle
+from tests.scenes import photo, sensitive_model, small_tokenizer, write_bundle
 from tests.training_run import (
     LOSSES,
     RECIPE,
@@ -36,7 +37,11 @@ from tests.training_run import (
     interrupted,
     last_line,
     log,
+    photos_recipe,
     same_run,
+    states,
+    steps,
+    torchrun,
     write_recipe,
 )
 from training import checkpoint
@@ -44,8 +49,10 @@ from training.data.batches import build_data
 from training.data.scene_phrases import vocabulary
 from training.data.vocabulary import student_tokenizer
 from training.model import CRIS
+from training.model.config import THRESHOLD
 from training.predictor import letterbox_of, torch_segmenter
 from training.recipe import read_recipe
+from training.selection import SceneData, select
 from training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
@@ -150,6 +157,26 @@ def test_a_run_without_a_moving_average(recipe: Path, trained: Path, tmp_path: P
     tensors, _ = contents(state)
     assert tensors["helpers.rounding.batches"] == 4
     assert (tensors["helpers.rounding.ranges"][:, 1] > 0).float().mean() > 0.9
+
+
+@pytest.mark.slow
+def test_processes_round_by_the_same_ranges(trained: Path, tmp_path: Path) -> None:
+    # Without losses that halves of a batch have another part of.
+    recipe = photos_recipe(tmp_path, epochs=1, learning_rate=1e-5, relations=0.0, features=0.0)
+    assert run(recipe, tmp_path / "one", trained) == 0
+    command = ["--checkpoint", str(trained), "--config", str(recipe), "--out"]
+    process = torchrun("-m", "quantize.finetune", *command, str(tmp_path / "two"))
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    alone, together = steps(tmp_path / "one"), steps(tmp_path / "two")
+    assert together[1] == pytest.approx(alone[1], rel=1e-3)
+    # What is a last digit's difference before rounding is a whole level's after it.
+    assert together[2] == pytest.approx(alone[2], rel=0.05)
+    ranges = [
+        contents(states(tmp_path / name)[-1])[0]["helpers.rounding.ranges"]
+        for name in ("one", "two")
+    ]
+    torch.testing.assert_close(*ranges, rtol=0.02, atol=0.05)
 
 
 # --- what is refused ---
@@ -257,6 +284,42 @@ def test_weights_learn_to_bear_it(recipe: Path, trained: Path) -> None:
         optimiser.step()
     assert found[0] > 0.01
     assert apart() < 0.8 * found[0]
+
+
+@pytest.mark.slow
+def test_a_rounded_model_errs_as_the_int8_bundle_does(tmp_path: Path) -> None:
+    tokenizer = small_tokenizer()
+    model = sensitive_model(tokenizer)
+    source = write_bundle(tmp_path / "float", model, tokenizer, THRESHOLD)
+    segmenter = Segmenter(source.folder, engine="onnxruntime", threads=1)
+    data = SceneData(2)
+    judged = select(data, (), limit=None)
+    samples = choose(data, judged, 6)
+    int8 = BundleTeacher(int8_of(source, Feeds(segmenter, samples), tmp_path / "int8"))
+    plain = CheckpointTeacher(copy.deepcopy(model), tokenizer)
+    rounding = Rounding(model)
+
+    def feed(sample: Any) -> tuple[Tensor, Tensor]:
+        frame = segmenter.letterbox.frame(sample.photo.read())
+        ids = tokenizer.encode(sample.text, model.config.word_len)
+        return torch.from_numpy(frame)[None], torch.from_numpy(ids)[None]
+
+    first, *others = map(feed, samples)
+    rounding.begin(lambda: model(*first))
+    for frames, ids in others:
+        model(frames, ids)
+        rounding.settle()
+    ours, theirs = [], []
+    for sample in judged[0].samples[:8]:
+        frames, ids = feed(sample)
+        expected = plain.show(frames, ids)["logits"]
+        with torch.inference_mode():
+            ours.append(model(frames, ids) - expected)
+        theirs.append(int8.show(frames, ids)["logits"] - expected)
+    errors = torch.stack([torch.cat(ours).flatten(), torch.cat(theirs).flatten()])
+    ratio = errors[0].std() / errors[1].std()
+    assert 0.6 < ratio < 1.6
+    assert torch.corrcoef(errors)[0, 1] > 0.5
 
 
 def int8_of(source: Bundle, feeds: Feeds, folder: Path) -> Segmenter:

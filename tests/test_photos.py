@@ -71,6 +71,15 @@ def test_polygons_unite_and_a_double_line_cuts_a_hole(photo_folder):
         (lambda e: e.update(category_id=5), "5"),
         (lambda e: e.update(segmentation=[[1, 2, 3, 4, 5, 6, 7]]), "odd count"),
         (lambda e: e.update(segmentation={"size": [3, 3], "counts": [9]}), "size"),
+        # pycocotools would end the process for these, or draw at random.
+        (lambda e: e.update(segmentation=[[float("nan"), 2, 3, 4, 5, 6]]), "no number, or more"),
+        (lambda e: e.update(segmentation=[[1, 2, 3, float("inf"), 5, 6]]), "no number, or more"),
+        (lambda e: e.update(segmentation=[[1, 2, 1e9, 4, 5, 6]]), "more than 640 pixels away"),
+        (lambda e: e.update(segmentation=[[1, 2, "3", 4, 5, None]]), "instance format"),
+        (
+            lambda e: e.update(segmentation={"size": [120, 160], "counts": [19199.5, 0.5]}),
+            "not whole numbers",
+        ),
     ],
 )
 def test_what_is_not_coco_is_refused(photo_folder, change, message):
@@ -134,6 +143,31 @@ def test_boxes_give_expressions_of_people_and_what_was_written(photo_folder):
     assert {s.instance.category for s in samples if s.source == "derived"} == {"person"}
     assert {s.instance.id for s in samples if s.source == "derived"} == {21}
     assert [s.text for s in samples if s.source == "written"] == ["black dog"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (5, "expected a list, found int"),
+        ({}, "expected a list, found dict"),
+        ([5], "entry 0: expected a dictionary, found int"),
+        ([{"annotation_id": 11, "expressions": ["x"]}], "entry 0 lacks 'image_id'"),
+        ([{"image_id": "1", "annotation_id": 11, "expressions": ["x"]}], "whole number, found '1'"),
+        (
+            [{"image_id": 1, "annotation_id": 11, "expressions": "x"}],
+            "of expressions, found 'x'",
+        ),
+        (
+            [{"image_id": 1, "annotation_id": 11, "expressions": [None]}],
+            "expected text, found None",
+        ),
+        ([{"image_id": 1, "annotation_id": 11, "expressions": ["x", " "]}], "expression is empty"),
+    ],
+)
+def test_expressions_that_cannot_be_are_refused(photo_folder, content, message):
+    (photo_folder / "expressions_written_val.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=rf"expressions_written_val\.json: .*{message}"):
+        load_samples(photo_folder, "val")
 
 
 def test_an_expression_for_an_unknown_instance_is_refused(photo_folder):

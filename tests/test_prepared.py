@@ -99,6 +99,15 @@ def test_references_of_one_photo_share_it(tree: Tree) -> None:
     assert references[0].photo is not references[3].photo
 
 
+def test_a_whole_tree_may_move(tree: Tree) -> None:
+    before = prepared(tree).split("train")[0].photo.path
+    moved = tree.root.rename(tree.root.with_name("moved"))
+    opened = open_references(moved / out_of(tree).relative_to(tree.root))
+    found = pickle.loads(pickle.dumps(opened)).split("train")[0].photo
+    assert found.path.resolve() == moved / before.relative_to(tree.root)
+    assert found.read().any()
+
+
 def test_photos_may_move(tree: Tree) -> None:
     data = prepared(tree)
     (tree.root / PHOTOS).rename(tree.root / "moved")

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from cris_edge.photo import as_photo
 from tests.refer_tree import write_tree
-from training.data.show import LINE, LINES, TILE, main
+from training.data.coco import Instance, join
+from training.data.samples import Sample, load_photos
+from training.data.show import LINE, LINES, TILE, main, tile
 from training.prepare import main as prepare
 
 
@@ -23,6 +26,22 @@ def test_a_prepared_set_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[s
     capsys.readouterr()
     assert main(["--data", str(data), "--split", "testC", "-o", str(out)]) == 2
     assert "testC" in capsys.readouterr().err
+
+
+def test_what_was_joined_has_a_colour_for_each_of_its_targets(photo_folder: Path) -> None:
+    (photo,) = load_photos(photo_folder, "train")
+    left, right, dog, _ = photo.instances
+    size = photo.height, photo.width
+    targets = [join(some, *size) for some in ([left, right], [dog, right], [])]
+
+    def drawn(*meant: Instance) -> NDArray[np.uint8]:
+        return tile([Sample(photo, one, "several", "reference", "made") for one in meant])
+
+    shown, plain = drawn(*targets), drawn(targets[2])
+    # In the middle of the left car, the right one and the dog.
+    for x, y in ((28, 60), (128, 62), (78, 98)):
+        place = y * TILE // photo.width, x * TILE // photo.width
+        assert not np.array_equal(shown[place], plain[place])
 
 
 def test_scenes_are_shown(tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ def test_features_have_strides_8_16_and_32(name: str, channels: tuple[int, ...])
     [
         ({"image_blocks": 5}, "expected 0, or 6 to 7, .* got 5"),
         ({"image_blocks": 8}, "expected 0, or 6 to 7, .* got 8"),
-        ({"image_blocks": -1}, "image_blocks must be 0, or .* not -1"),
+        ({"image_blocks": -1}, "image_blocks must be a whole number from 0 up, not -1"),
         ({"image_encoder": "clip_resnet"}, "image_blocks must be 0, or .* not 6"),
         ({"image_encoder": "resnet18"}, "resnet18 has no stages of blocks; expected 0"),
         ({"image_encoder": "vit_tiny_patch16_224"}, r"expected features at strides \[8, 16, 32\]"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
@@ -14,7 +15,6 @@ import torch
 from torch import Tensor
 
 from cris_edge.photo import as_photo
-from tests.scenes import write_folder
 from tests.training_run import (
     LOSSES,
     RECIPE,
@@ -22,6 +22,7 @@ from tests.training_run import (
     board,
     epochs,
     figures,
+    last_line,
     log,
     photos_recipe,
     refused,
@@ -252,16 +253,25 @@ def test_a_second_start_is_refused(
     assert kept_files(whole) == before
 
 
-def test_going_on_with_other_words_is_refused(
-    tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+def test_a_model_without_its_states_is_not_written_over(
+    recipe: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = write_folder(tmp_path / "data", scenes=2)
-    assert run(recipe, tmp_path / "out", f"data={data}", "epochs=1") == 0
-    written = data / "expressions_written_train.json"
-    entry = {"image_id": 0, "annotation_id": 0, "expressions": ["antediluvian velocipede"]}
-    written.write_text(json.dumps([entry]), encoding="utf-8")
-    line = refused(capsys, recipe, tmp_path / "out", "--resume", f"data={data}", "epochs=1")
-    assert "vocabulary" in line
+    out = shutil.copytree(whole, tmp_path / "out")
+    for state in states(out):
+        state.unlink()
+    before = kept_files(out)
+    for more in ([], ["--resume"]):
+        said = refused(capsys, recipe, out, *more)
+        assert "holds best.safetensors and no state to go on from" in said
+    assert kept_files(out) == before
+
+
+def test_overrides_may_stand_on_both_sides_of_an_option(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["epochs=1", "--config", str(recipe), "photos=5", "--out", str(tmp_path / "out")]
+    assert main([*options, "workers=0"]) == 2
+    assert "fewer than the 5 of one batch" in last_line(capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
@@ -276,6 +286,10 @@ def test_going_on_with_other_words_is_refused(
         ("pretrained=openai", "CLIP's weights fit"),
         ("pretrained=imagenet", "ImageNet weights are at hand for tf_efficientnet_lite0"),
         ("sizes={image_encoder: no_such_network}", "no_such_network"),
+        (
+            "sizes={image_encoder: tf_efficientnet_lite0, image_blocks: 3}",
+            "sizes: image_blocks: expected 0, or 6",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_refused_and_nothing_written(

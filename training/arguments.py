@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable
 
 from cris_edge.errors import CrisEdgeError
+from training.errors import RecipeError
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -21,6 +23,18 @@ def at_least(least: int) -> Callable[[str], int]:
         return value
 
     return number
+
+
+def split_way(way: str) -> list[str]:
+    """The overrides of one way of training, divided as a shell does.
+
+    Raises:
+        RecipeError: a quotation mark has no end.
+    """
+    try:
+        return shlex.split(way)
+    except ValueError as error:
+        raise RecipeError(f"--way {way}: {error}") from error
 
 
 def documented(name: str, about: str | None, examples: str) -> argparse.ArgumentParser:

@@ -13,7 +13,6 @@ import gc
 import json
 import math
 import platform
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from training import distributed
-from training.arguments import at_least, refusals
+from training.arguments import at_least, refusals, split_way
 from training.data.batches import build_data
 from training.model import CRIS
 from training.model.cost import multiply_adds
@@ -174,7 +173,7 @@ def run(arguments: argparse.Namespace) -> None:
     versions = {"torch": torch.__version__, "python": platform.python_version()}
     found: list[Measured] = []
     for way in arguments.way or [PLAIN, FAST]:
-        overrides = ["pretrained=null", *arguments.overrides, *shlex.split(way)]
+        overrides = ["pretrained=null", *arguments.overrides, *split_way(way)]
         recipe = read_recipe(arguments.config, overrides)
         found.append(measure(recipe, way, device, arguments.warm, arguments.steps))
         if not arguments.json:
@@ -196,7 +195,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; one line on stderr and 2 where something is refused."""
-    options = parser().parse_args(argv)
+    options = parser().parse_intermixed_args(argv)
     try:
         return refusals(lambda: run(options))
     finally:

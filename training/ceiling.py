@@ -21,6 +21,7 @@ from training.arguments import at_least, refusals
 from training.data.labels import MASK_STRIDE, Labels
 from training.data.references import Sentences
 from training.data.samples import Sample
+from training.errors import RecipeError
 from training.metrics import iou
 from training.model.config import CLIP_MEAN, THRESHOLD
 from training.recipe import CHOICES
@@ -84,6 +85,9 @@ def run(options: argparse.Namespace) -> None:
     data = SceneData(options.scenes) if options.scenes else open_data(options.data)
     # A reference has one mask, however many sentences.
     sentences: Sentences | None = "first" if isinstance(data, ReferenceData) else None
+    for size in options.size:
+        if size % 32 or size <= 0:
+            raise RecipeError(f"--size: a model's input is a multiple of 32, not {size}")
     for part in select(data, options.split, sentences):
         samples = part.samples[: options.first]
         print(f"{part.name}, {len(samples)} samples")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import shlex
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -20,9 +19,9 @@ from typing import Any, TypeVar
 import torch
 
 from training import distributed
-from training.arguments import refusals
+from training.arguments import refusals, split_way
 from training.recipe import Recipe, read_recipe
-from training.report import describe_machine, today
+from training.report import measured_by
 from training.run_log import LOG
 from training.train import train
 
@@ -67,7 +66,7 @@ def train_ways(
     """
     device = distributed.start()
     recipes = {
-        (way, seed): read_recipe(config, [*overrides, *shlex.split(way), f"seed={seed}"], kind)
+        (way, seed): read_recipe(config, [*overrides, *split_way(way), f"seed={seed}"], kind)
         for way in ways
         for seed in seeds
     }
@@ -137,9 +136,9 @@ def compare(
         found = train_ways(
             options.config, options.set, options.way, options.seeds, options.out, kind, train
         )
-        machine = "{processor}, {cores} cores".format(**describe_machine())
-        print(f"{options.config} {' '.join(options.set)}")
-        print(f"{machine}, {today()}; last validation, per cent")
+        print(f"recipe     {options.config} {' '.join(options.set)}")
+        print("\n".join(measured_by(torch=torch.__version__)))
+        print("figures    last validation, per cent")
         print(table(found))
 
     try:

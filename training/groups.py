@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from training.data.coco import Instance
 from training.data.samples import Sample
 
@@ -9,6 +11,7 @@ SMALL, LARGE = 0.03, 0.10
 """Shares of the photo between which an object is neither small nor large."""
 SEVERAL_CATEGORIES = "several categories"
 
+_SIDE = re.compile(r"\b(left|right)(most)?\b", re.IGNORECASE)
 _BY_PEOPLE = ("written", "reference")
 """Kinds of phrases that no rule made."""
 _ORDER = (
@@ -52,7 +55,7 @@ def group_names(sample: Sample, truth_share: float) -> list[str]:
         names.append(_objects(sample.instance))
     if sample.instance.objects > 0:
         names += [*_sizes(truth_share), *_company(sample)]
-    if {"left", "right", "leftmost", "rightmost"} & set(sample.text.lower().split()):
+    if _SIDE.search(sample.text):
         names.append("says left or right")
     return names
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import math
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -33,7 +34,7 @@ def read_phrases(path: str | Path) -> list[str]:
     try:
         data = path.read_bytes()
         text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise DataError(f"{path}: expected phrases, one a line, in UTF-8: {error}") from error
     if not (phrases := [line.strip() for line in text.splitlines() if line.strip()]):
         raise DataError(f"{path}: expected phrases, one a line, found none")

@@ -137,8 +137,8 @@ COUNTS = (
     "epochs", "photos", "phrases", "accumulate", "scenes", "validate_every", "keep", "log_every",
 )  # fmt: skip
 """Of which there must be one at least; no number of a recipe is negative."""
-SHARES = ("absent", "several", "pasted", "mirror", "ema")
-"""At most 1."""
+MOST = dict.fromkeys(("absent", "several", "pasted", "mirror", "ema"), 1) | {"seed": 2**32 - 1}
+"""Shares, and what seeds of all kinds hold."""
 CHOICES = {
     "kind": ("references", "photos", "scenes"),
     "outlines": ("published", "covered"),
@@ -214,7 +214,7 @@ def _checked(values: dict[str, Any], kind: type[_Kind]) -> _Kind:
 
 
 def _check_range(name: str, value: float) -> None:
-    least, most = 1 if name in COUNTS else 0, 1 if name in SHARES else math.inf
+    least, most = 1 if name in COUNTS else 0, MOST.get(name, math.inf)
     # So written that a number that is none (.nan) is refused too.
     if not least <= value <= most or math.isinf(value):
         upper = "up" if math.isinf(most) else f"to {most}"

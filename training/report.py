@@ -108,17 +108,29 @@ class Part:
         return self.evaluation.scores.miou / self.baselines.better
 
 
-def provenance(info: Info, data: str, splits: Sequence[str], threshold: float) -> list[str]:
-    """What figures were measured with and on, a line each."""
+def measured_by(**more: str) -> list[str]:
+    """Machine, versions and date of figures, a line each; `more` are versions beside the usual."""
+    return [
+        "machine    {processor}, {cores} cores, {system}".format(**describe_machine()),
+        f"versions   {', '.join(map(' '.join, (VERSIONS | more).items()))}",
+        f"date       {today()}",
+    ]
+
+
+def engine_in_words(info: Info) -> str:
+    """What computed figures, and with how many threads."""
     threads = "its own choice" if info.threads is None else str(info.threads)
     computed = f" in {info.computed}" if info.computed in OFFERED else ""
+    return f"{info.engine} {info.engine_version}{computed}, threads: {threads}"
+
+
+def provenance(info: Info, data: str, splits: Sequence[str], threshold: float) -> list[str]:
+    """What figures were measured with and on, a line each."""
     return [
-        f"engine     {info.engine} {info.engine_version}{computed}, threads: {threads}",
+        f"engine     {engine_in_words(info)}",
         f"data       {data}, split {', '.join(splits)}",
         f"threshold  probability > {threshold:g}",
-        "machine    {processor}, {cores} cores, {system}".format(**describe_machine()),
-        f"versions   {', '.join(map(' '.join, VERSIONS.items()))}",
-        f"date       {today()}",
+        *measured_by(),
     ]
 
 

@@ -77,15 +77,15 @@ class FolderData:
         ]
 
     def training(self, selection: Selection) -> list[Sample]:
-        """Samples of the training split, of the same source where it has some."""
+        """Samples of the training split, if there is one; of the same source where it has some."""
         sources = self._training
         # Where the training split lacks this source, its other one has objects too.
-        known = sources.get(selection.samples[0].source) or next(iter(sources.values()))
+        known = sources.get(selection.samples[0].source) or next(iter(sources.values()), [])
         return spread(known, LEARNED_FROM)
 
     @cached_property
     def _training(self) -> dict[str, list[Sample]]:
-        return self._load("train")
+        return self._load("train") if (self.folder / "instances_train.json").is_file() else {}
 
     def _load(self, split: str) -> dict[str, list[Sample]]:
         return load_sources(self.folder, cast("Literal['train', 'val']", split))

@@ -207,6 +207,10 @@ def begin(trainer: Trainer, out: Path, resume: bool) -> None:
     found = states(out)
     if found and not resume:
         raise CheckpointError(f"{out} holds a run already: give --resume, or another --out")
+    if not found and (out / BEST).exists():
+        raise CheckpointError(
+            f"{out} holds {BEST} and no state to go on from, and would lose it: give another --out"
+        )
     if found:
         trainer.load(found[-1])
     elif resume:
@@ -250,7 +254,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; one line on stderr and 2 where something is refused."""
-    options = parser().parse_args(argv)
+    options = parser().parse_intermixed_args(argv)
     return launch(options, options.overrides, Recipe, train)
 
 

@@ -6,20 +6,28 @@ import dataclasses
 
 from training import checkpoint
 from training.data.batches import TrainingData
-from training.errors import CheckpointError
+from training.errors import CheckpointError, RecipeError
 from training.model import CRIS
 from training.model.pretrained import load_clip, load_imagenet
 from training.recipe import Recipe
+
+MAY_DIFFER = ("name", "input_size", "word_len", "dropout")
+"""Sizes that no weight depends on."""
 
 
 def build_model(recipe: Recipe, data: TrainingData) -> CRIS:
     """The recipe's model with the weights it starts from.
 
     Raises:
+        RecipeError: its sizes do not make a model.
         CheckpointError: the weights cannot be had or do not fit.
     """
     config = dataclasses.replace(recipe.config(), vocab_size=data.tokenizer.vocab_size)
-    model = CRIS(config)
+    try:
+        model = CRIS(config)
+    except (ValueError, RuntimeError) as error:
+        # What timm's models cannot be, and what runs out of memory.
+        raise RecipeError(f"sizes: {error}") from error
     if recipe.start_from is not None:
         fine_tune(model, recipe.start_from)
     elif recipe.pretrained == "imagenet":
@@ -33,19 +41,11 @@ def fine_tune(model: CRIS, path: str) -> None:
     """Give a model all the weights of a checkpoint.
 
     Raises:
-        CheckpointError: it is damaged, or of other sizes; tells the first that differ.
+        CheckpointError: it is damaged, or of other sizes; tells which.
     """
-    weights, wanted = checkpoint.load(path).model.state_dict(), model.state_dict()
-    differing = [f"{name} is surplus" for name in weights if name not in wanted]
-    for name, tensor in wanted.items():
-        if name not in weights:
-            differing.append(f"{name} is missing")
-        elif tensor.shape != weights[name].shape:
-            shapes = tuple(weights[name].shape), tuple(tensor.shape)
-            differing.append(f"{name} is {shapes[0]} and not {shapes[1]}")
-    if differing:
+    kept = checkpoint.load(path).model
+    if differing := model.config.differences(kept.config, MAY_DIFFER):
         raise CheckpointError(
-            f"start_from: {path} is of other sizes than the recipe's model: "
-            f"{'; '.join(differing[:3])}"
+            f"start_from: {path} is of other sizes than the recipe's model: {'; '.join(differing)}"
         )
-    model.load_state_dict(weights)
+    model.load_state_dict(kept.state_dict())

@@ -149,7 +149,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; one line on stderr and 2 where something is refused."""
-    options = parser().parse_args(argv)
+    options = parser().parse_intermixed_args(argv)
     return refusals(lambda: run(options))
 
 

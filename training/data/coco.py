@@ -16,6 +16,8 @@ from training.data.nouns import CATEGORY_INDEX
 from training.errors import DataError
 
 PSEUDO_WEIGHT_FLOOR = 0.3
+FAR = 4
+"""Sides of a photo that a polygon's corner may be away from its origin."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,7 +248,10 @@ def _encode(entry: Mapping[str, Any], height: int, width: int) -> Mapping[str, A
             )
         counts = shape["counts"]
         runs = counts if isinstance(counts, list) else _runs(counts)
-        # The codec would leave what is short undrawn, at random, and read past what is long.
+        # The codec would leave what is short undrawn, at random, and read past what is long; and it
+        # takes whole numbers, whatever it is given.
+        if not all(type(run) is int for run in runs):
+            raise DataError(f"annotation {entry['id']}: its RLE counts are not whole numbers")
         if sum(runs) != height * width or min(runs) < 0:
             raise DataError(
                 f"annotation {entry['id']}: its RLE should cover {height * width} pixels, "
@@ -259,6 +264,13 @@ def _encode(entry: Mapping[str, Any], height: int, width: int) -> Mapping[str, A
     polygons = [polygon for polygon in shape if len(polygon) >= 6]
     if not polygons:
         return None
+    # The codec walks along each side: it would crash on the way to what is no number, or far away.
+    far = FAR * max(height, width)
+    if not all(abs(float(number)) <= far for polygon in polygons for number in polygon):
+        raise DataError(
+            f"annotation {entry['id']}: a polygon has a corner that is no number, or more than "
+            f"{far} pixels away"
+        )
     return dict(rle_codec.merge(rle_codec.frPyObjects(polygons, height, width)))
 
 

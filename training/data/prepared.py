@@ -113,6 +113,7 @@ def write_references(data: ReferenceSet, folder: Path, left_out: Mapping[str, in
         "format": FORMAT,
         "name": data.name,
         "photos": str(data.folder.resolve()),
+        "photos_from_here": Path(os.path.relpath(data.folder, folder)).as_posix(),
         "splits": {
             split: asdict(count([entry for entry in ordered if entry.split == split]))
             for split in data.splits
@@ -225,8 +226,14 @@ class PreparedReferences:
         description = _read_description(folder)
         self.name, self.counts = description.name, description.splits
         self.photos = photos or description.photos
+        # The whole tree may have been moved.
+        beside = folder / description.photos_from_here
+        if photos is None and not self.photos.is_dir() and beside.is_dir():
+            self.photos = beside
         if not self.photos.is_dir():
-            raise DataError(f"{folder}: its photos are not in {self.photos}: tell where they are")
+            raise DataError(
+                f"{folder}: its photos are not in {self.photos}; prepare it again where they are"
+            )
         self._photos = _map(folder / PHOTOS, description)
         self._references = _map(folder / REFERENCES, description)
         if sum(c.references for c in self.counts.values()) != self._references.num_rows:
@@ -322,6 +329,8 @@ class _Description:
 
     name: str
     photos: Path
+    photos_from_here: str
+    """The same from the prepared folder."""
     splits: dict[str, SplitCounts]
     rows: dict[str, int]
     stamp: str
@@ -341,6 +350,7 @@ def _read_description(folder: Path) -> _Description:
         return _Description(
             name=raw["name"],
             photos=Path(raw["photos"]),
+            photos_from_here=str(raw.get("photos_from_here", raw["photos"])),
             splits={name: SplitCounts(**counts) for name, counts in raw["splits"].items()},
             rows={name: int(raw["rows"][name]) for name in _SCHEMAS},
             stamp=str(raw["stamp"]),

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from cris_edge.tokenizer import clean
 from training.data.coco import Instance, Photo, read_json, read_photos
 from training.data.colours import name_colours
 from training.data.expressions import derive
+from training.data.raw import parse_entries, text, whole_number
 from training.errors import DataError
 
 Split = Literal["train", "val", "boxes"]
@@ -120,22 +123,27 @@ def derived_samples(photo: Photo, seed: int = 0, wordings: int = 1) -> list[Samp
 def written_samples(photos: Sequence[Photo], path: Path) -> list[Sample]:
     """The written phrases for these photos' instances; those of other photos are passed over."""
     instances = {photo.id: (photo, photo.by_id) for photo in photos}
-    samples: list[Sample] = []
-    for entry in read_json(path):
-        try:
-            if entry["image_id"] in instances:
-                samples += _written(entry, *instances[entry["image_id"]])
-        except (KeyError, TypeError) as error:
-            raise DataError(f"{path}: an entry is not as it should be: {error!r}") from error
-    return samples
+
+    def parse(_: int, entry: dict[Any, Any]) -> list[Sample]:
+        if whole_number(entry["image_id"]) not in instances:
+            return []
+        photo, labelled = instances[entry["image_id"]]
+        return _written(entry, photo, labelled)
+
+    return list(chain.from_iterable(parse_entries(path, read_json(path), parse)))
 
 
 def _written(
-    entry: Mapping[str, Any], photo: Photo, instances: Mapping[int, Instance]
+    entry: Mapping[Any, Any], photo: Photo, instances: Mapping[int, Instance]
 ) -> list[Sample]:
-    instance = instances[entry["annotation_id"]]
+    instance = instances.get(whole_number(entry["annotation_id"]))
+    if instance is None:
+        raise ValueError(f"the photo has no annotation {entry['annotation_id']}")
+    if not isinstance(entry["expressions"], list):
+        raise TypeError(f"expected a list of expressions, found {entry['expressions']!r}")
+    texts = [text(expression) for expression in entry["expressions"]]
+    if not all(map(clean, texts)):
+        raise ValueError("an expression is empty")
     if not instance.has_mask:
         return []
-    return [
-        Sample(photo, instance, str(text), "written", "written") for text in entry["expressions"]
-    ]
+    return [Sample(photo, instance, said, "written", "written") for said in texts]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cris_edge.files import write_image
-from training.arguments import refusals
+from training.arguments import at_least, refusals
 from training.data.pasted import Paster
 from training.data.prepared import DESCRIPTION, open_references
 from training.data.references import samples_of
@@ -38,18 +38,20 @@ def tile(samples: Sequence[Sample]) -> Picture:
     """
     photo, shown = samples[0].photo, samples[:LINES]
     picture = photo.read()
-    ids = list(dict.fromkeys(sample.instance.id for sample in shown))
-    colours = {key: _COLOURS[i % len(_COLOURS)] for i, key in enumerate(ids)}
-    for sample in {sample.instance.id: sample for sample in shown}.values():
-        _tint(picture, sample.instance.mask(), colours[sample.instance.id])
+    # By what is meant: things that were joined have no number of their own.
+    masks = [sample.instance.mask() for sample in shown]
+    keys = [mask.tobytes() for mask in masks]
+    colours = {key: _COLOURS[i % len(_COLOURS)] for i, key in enumerate(dict.fromkeys(keys))}
+    for key, mask in dict(zip(keys, masks, strict=True)).items():
+        _tint(picture, mask, colours[key])
     scale = TILE / max(photo.width, photo.height)
     size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
     canvas = np.full((TILE + LINES * LINE, TILE, 3), 255, np.uint8)
     canvas[: size[1], : size[0]] = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-    for row, sample in enumerate(shown):
+    for row, (sample, key) in enumerate(zip(shown, keys, strict=True)):
         where = (4, size[1] + row * LINE + 14)
         text = f"{sample.text}  ({sample.kind})"
-        dark = tuple(int(0.7 * value) for value in colours[sample.instance.id])
+        dark = tuple(int(0.7 * value) for value in colours[key])
         cv2.putText(canvas, text, where, cv2.FONT_HERSHEY_SIMPLEX, 0.45, dark, 1, cv2.LINE_AA)
     return canvas
 
@@ -123,9 +125,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--pasted", action="store_true", help="with cut-outs of a data folder's photos pasted on"
     )
-    parser.add_argument("--columns", type=int, default=4)
-    parser.add_argument("--rows", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--columns", type=at_least(1), default=4)
+    parser.add_argument("--rows", type=at_least(1), default=2)
+    parser.add_argument("--seed", type=at_least(0), default=0)
     parser.add_argument("-o", "--output", type=Path, default=Path("sheet.png"))
     options = parser.parse_args(arguments)
     return refusals(lambda: run(options))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,14 +71,16 @@ class CRISConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes that no model can have."""
-        if self.input_size % 32 or self.input_size <= 0:
+        for name, (kind, count, least) in _KINDS.items():
+            _check(name, getattr(self, name), kind, count, least)
+        if self.input_size % 32:
             raise ValueError(f"input_size must be a positive multiple of 32, not {self.input_size}")
         # timm takes addresses too ("hf-hub:…"): a checkpoint's header must not make it fetch.
         if self.image_encoder != "clip_resnet" and not timm.is_model(self.image_encoder):
             raise ValueError(
                 f"image_encoder {self.image_encoder!r} is neither clip_resnet nor a model of timm"
             )
-        if self.image_blocks < 0 or (self.image_blocks and self.image_encoder == "clip_resnet"):
+        if self.image_blocks and self.image_encoder == "clip_resnet":
             raise ValueError(
                 f"image_blocks must be 0, or with a model of timm a number of its stages, "
                 f"not {self.image_blocks}"
@@ -88,13 +91,21 @@ class CRISConfig:
             )
         if self.text_width % 64:
             raise ValueError(f"text_width must be a multiple of 64, not {self.text_width}")
-        if self.decoder_heads < 1:
-            raise ValueError(f"decoder_heads must be at least 1, not {self.decoder_heads}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout}")
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be positive, not {self.std}")
         if self.decoder_width % (2 * self.decoder_heads) or self.decoder_width % 4:
             raise ValueError(
                 f"the decoder's width {self.decoder_width} (neck_channels[1]) must be a multiple "
                 f"of 4 and of twice its {self.decoder_heads} heads"
             )
+
+    def differences(self, other: CRISConfig, but: Collection[str]) -> list[str]:
+        """What another model's sizes are where these are not the same, but for some names."""
+        mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
+        names = [name for name in mine if name not in but and mine[name] != theirs[name]]
+        return [f"{name} is {theirs[name]} and not {mine[name]}" for name in names]
 
     @property
     def decoder_width(self) -> int:
@@ -127,6 +138,47 @@ class CRISConfig:
     def from_json(cls, text: str) -> CRISConfig:
         """Read what `to_json` wrote."""
         return cls.from_dict(json.loads(text))
+
+
+_KINDS: dict[str, tuple[type, int | None, float]] = {
+    "name": (str, None, 0),
+    "input_size": (int, None, 32),
+    "mean": (float, 3, 0),
+    "std": (float, 3, 0),
+    "image_encoder": (str, None, 0),
+    "vision_layers": (int, 4, 1),
+    "vision_width": (int, None, 1),
+    "vision_grid": (int, None, 1),
+    "image_blocks": (int, None, 0),
+    "embed_dim": (int, None, 1),
+    # Start, one token, end.
+    "word_len": (int, None, 3),
+    "vocab_size": (int, None, 1),
+    "context_length": (int, None, 3),
+    "text_width": (int, None, 64),
+    "text_layers": (int, None, 1),
+    "neck_channels": (int, 3, 1),
+    "decoder_layers": (int, None, 1),
+    "decoder_heads": (int, None, 1),
+    "decoder_ffn": (int, None, 1),
+    "dropout": (float, None, 0),
+    "projector_channels": (int, 2, 1),
+    "separable": (bool, None, 0),
+    "detail": (bool, None, 0),
+}
+"""Of each size: the type, how many there are where it is several, the least it may be."""
+_IN_WORDS = {int: "a whole number", float: "a number", str: "a name", bool: "true or false"}
+
+
+def _check(name: str, value: Any, kind: type, count: int | None, least: float) -> None:
+    """Refuse a size of another type, number or range."""
+    kinds = (int, float) if kind is float else (kind,)
+    several = value if isinstance(value, tuple) else (value,)
+    fits = all(type(one) in kinds and (kind is str or one >= least) for one in several)
+    if not fits or isinstance(value, tuple) != bool(count) or len(several) != (count or 1):
+        wanted = _IN_WORDS[kind] if count is None else f"a list of {count}, each {_IN_WORDS[kind]}"
+        bound = "" if kind in (str, bool) else f" from {least} up"
+        raise ValueError(f"{name} must be {wanted}{bound}, not {value!r}")
 
 
 R50 = CRISConfig()

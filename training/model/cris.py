@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.model.config import CRISConfig
@@ -153,14 +152,3 @@ def each(photo: Sequence[Tensor], pairs: int) -> Sequence[Tensor]:
     """Features of B photos for `pairs` phrases, B * K of them in the order of the photos."""
     times = pairs // len(photo[0])
     return photo if times == 1 else [part.repeat_interleave(times, dim=0) for part in photo]
-
-
-def mask_loss(logits: Tensor, mask: Tensor) -> Tensor:
-    """The paper's loss: binary cross-entropy with logits, the mask resized by nearest neighbour.
-
-    Args:
-        logits: (B, 1, h, w).
-        mask: (B, 1, H, W) in [0, 1].
-    """
-    target = F.interpolate(mask.to(logits), logits.shape[2:], mode="nearest")
-    return F.binary_cross_entropy_with_logits(logits, target)
