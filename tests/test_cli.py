@@ -130,7 +130,7 @@ def refused(status: int, capfd: pytest.CaptureFixture[str]) -> str:
         ("overlay.nonsense", "no image format for '.nonsense'; use .png or .jpg"),
         ("overlay", "no image format for ''; use .png or .jpg"),
         ("street.png/overlay.png", "overlay.png: cannot be written"),
-        ("folder.png", "folder.png: cannot be written"),
+        ("folder.png", "folder.png: expected a file to write, this is a folder"),
     ],
 )
 def test_an_overlay_that_cannot_be_written_leaves_nothing_behind(

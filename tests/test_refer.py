@@ -313,7 +313,15 @@ def test_run_lengths_that_do_not_cover_the_photo_are_refused(counts: Any, tmp_pa
         labels(tmp_path, (5, 4), {"size": [4, 5], "counts": counts})
 
 
-@pytest.mark.parametrize("counts", ["é", 5, ["many"]])
-def test_run_lengths_that_are_none_are_refused(counts: Any, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="should be in COCO's instance format"):
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ("é", "should be in COCO's instance format"),
+        (5, "should be in COCO's instance format"),
+        (["many"], "annotation 1: its RLE counts are not whole numbers"),
+        ([9.5, 10.5], "annotation 1: its RLE counts are not whole numbers"),
+    ],
+)
+def test_run_lengths_that_are_none_are_refused(counts: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
         labels(tmp_path, (5, 4), {"size": [4, 5], "counts": counts})

@@ -28,7 +28,7 @@ COLOURS = ("red", "blue", "white", "small")
 SIDED = [f"{colour} {thing} on the left" for colour in COLOURS for thing in THINGS]
 
 
-def run(recipe: Path, out: Path, *more: str, steps: int = 60) -> int:
+def run(recipe: Path, out: Path, *more: str, steps: int = 90) -> int:
     """The command, on the CPU whatever else there is."""
     options = ["--config", str(recipe), "--out", str(out), "--steps", str(steps), *more]
     with patch.object(torch.cuda, "is_available", return_value=False):
@@ -87,7 +87,7 @@ def test_a_checkpoint_of_the_whole_model_is_written(folder: Path, taught: Path) 
     recipe = read_recipe(folder / "recipe.yaml")
     assert kept.tokenizer.to_json() == build_data(recipe).tokenizer.to_json()
     assert "all-MiniLM-L6-v2" in kept.metadata["training_data"]
-    assert kept.metadata["steps"] == "60"
+    assert kept.metadata["steps"] == "90"
     assert int(kept.metadata["phrases"]) > len(SIDED)
     assert 0 < float(kept.metadata["loss"]) < 7
     after = kept.model.state_dict()
