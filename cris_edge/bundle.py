@@ -143,9 +143,8 @@ def write_specification(folder: Path, fields: Mapping[str, Any]) -> Bundle:
     Raises:
         BundleError: the fields do not describe a bundle.
     """
-    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     about = {"format": FORMAT, "version": VERSION} | dict(fields)
-    about["files"] = {name: sha256(folder / name) for name in names if name != SPECIFICATION}
+    about["files"] = {name: sha256(folder / name) for name in other_files(folder, ())}
     text = json.dumps(about, indent=1, ensure_ascii=False) + "\n"
     (folder / SPECIFICATION).write_text(text, encoding="utf-8")
     return _read(folder)
@@ -224,11 +223,13 @@ def _read(folder: Path) -> Bundle:
             raise BundleError(f"{weights!r} is used, but is not among the bundle's files")
         if name not in about["files"]:
             raise BundleError(f"{name!r} is used, but is not among the bundle's files")
-    if unlisted := other_files(folder, about["files"]):
-        raise BundleError(
-            f"{folder}: holds {unlisted[0]!r}, which {SPECIFICATION} does not list; "
-            "take it out of the bundle's folder"
-        )
+    for name in other_files(folder, about["files"]):
+        # What begins with a dot is the system's.
+        if not any(part[0] == "." for part in PurePosixPath(name).parts):
+            raise BundleError(
+                f"{folder}: holds {name!r}, which {SPECIFICATION} does not list; "
+                "take it out of the bundle's folder"
+            )
     return bundle
 
 
@@ -249,13 +250,9 @@ def _verify_files(folder: Path, files: _Fields) -> None:
 
 
 def other_files(folder: Path, listed: Collection[str]) -> list[str]:
-    """Files in a bundle's folder that are none of it, where graphs would look for weights.
-
-    What begins with a dot is the system's.
-    """
-    found = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if not path.is_dir())
-    seen = [one.as_posix() for one in found if not any(part[0] == "." for part in one.parts)]
-    return [name for name in seen if name not in listed and name != SPECIFICATION]
+    """Names of the files in a bundle's folder beside `bundle.json` and those it lists."""
+    found = (path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir())
+    return sorted({path.as_posix() for path in found} - {SPECIFICATION, *listed})
 
 
 def _specification(folder: Path, fields: _Fields, about: Mapping[str, Any]) -> Bundle:

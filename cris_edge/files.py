@@ -47,6 +47,16 @@ def _beginning(path: Path) -> str:
     return f".{path.name[:50]}."
 
 
+def check_file_name(path: str | Path) -> None:
+    """Refuse, before any work, a name that a folder has.
+
+    Raises:
+        InputError: it is a folder's.
+    """
+    if Path(path).is_dir():
+        raise InputError(f"{path}: expected a file to write, this is a folder")
+
+
 def check_image_name(path: str | Path) -> None:
     """Refuse, before any work, a name by which no image is written.
 
@@ -56,8 +66,7 @@ def check_image_name(path: str | Path) -> None:
     path = Path(path)
     if not path.suffix or not cv2.haveImageWriter(f"image{path.suffix}"):
         raise InputError(f"{path}: no image format for {path.suffix!r}; use .png or .jpg")
-    if path.is_dir():
-        raise InputError(f"{path}: expected a file to write, this is a folder")
+    check_file_name(path)
 
 
 def write_image(path: str | Path, image: Photo) -> None:

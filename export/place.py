@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from cris_edge.bundle import SPECIFICATION, Bundle
+from cris_edge.bundle import SPECIFICATION, Bundle, other_files
 from export.errors import ExportError
 
 
@@ -23,7 +23,7 @@ def check_place(out: Path, beside: Sequence[Path]) -> None:
     for parent in out.parents:
         if parent.exists() and not parent.is_dir():
             raise ExportError(f"{out}: {parent} is a file; choose another --out")
-    if out.is_dir() and (others := _others(out)):
+    if out.is_dir() and (others := other_files(out, _listed(out))):
         raise ExportError(
             f"{out}: holds other files than a bundle's, which would be lost: {others[0]}; "
             "choose another --out"
@@ -33,15 +33,13 @@ def check_place(out: Path, beside: Sequence[Path]) -> None:
             raise ExportError(f"{place}: expected a file to write, this is a folder")
 
 
-def _others(out: Path) -> list[str]:
-    """Files in a folder that are not those of the bundle that is there, whole or not."""
+def _listed(out: Path) -> list[str]:
+    """The files of the bundle that is there, whole or not."""
     try:
         about = json.loads((out / SPECIFICATION).read_text(encoding="utf-8"))
-        own = {SPECIFICATION, *about["files"]}
+        return [str(name) for name in about["files"]]
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        own = {SPECIFICATION}
-    found = (path.relative_to(out) for path in sorted(out.rglob("*")) if not path.is_dir())
-    return [path.as_posix() for path in found if path.as_posix() not in own]
+        return []
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cris_edge.files import check_image_name, whole_file, write_image
+from cris_edge.files import check_file_name, check_image_name, whole_file, write_image
 from quantize.errors import QuantizeError
 from quantize.figures import Figures, agreement, table
 from quantize.speed import UNTIMED, race
@@ -216,8 +216,8 @@ def run(options: argparse.Namespace) -> None:
     """Compare; print and write what is asked for."""
     if options.picture:
         check_image_name(options.picture)
-    if options.json and options.json.is_dir():
-        raise QuantizeError(f"{options.json}: expected a file to write, this is a folder")
+    if options.json:
+        check_file_name(options.json)
     scenes = options.scenes
     figures = compare(
         options.bundles,

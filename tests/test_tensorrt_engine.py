@@ -97,6 +97,7 @@ def test_errors_of_the_parser_name_the_node(trt: Any) -> None:
     with pytest.raises(EngineError, match=r"cannot read pair\.onnx") as caught:
         build_plan(trt, job, str)
     assert "the_odd_one (NoSuchOperator)" in str(caught.value)
+    assert "--target jetson" in str(caught.value)
 
 
 def test_what_is_no_graph_is_refused(trt: Any) -> None:

@@ -62,8 +62,9 @@ def which(logits: Tensor, masks: Tensor, valid: Tensor, distinct: Tensor) -> Ten
         valid: (B, h, w), pixels that count.
         distinct: (B, K), whether a phrase names another instance than the phrases before it.
     """
-    masks = ((masks > THRESHOLD) & distinct.bool()[:, :, None, None]).float()
-    logits = logits.masked_fill(~distinct.bool()[:, :, None, None], -1e4)
+    apart = distinct.bool()[:, :, None, None]
+    masks = ((masks > THRESHOLD) & apart).float()
+    logits = logits.masked_fill(~apart, -1e4)
     claims = masks.sum(1)
     # Where instances overlap nobody can say whose the pixel is.
     valid = valid * (claims <= 1)

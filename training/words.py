@@ -45,7 +45,7 @@ def training_phrases(recipe: Recipe) -> list[str]:
         )
     if recipe.kind == "photos":
         labelled, boxes = photo_samples(recipe)
-        return photo_phrases(labelled + boxes)
+        return list(photo_phrases(labelled + boxes))
     references = open_references(Path(recipe.data)).split("train")
     return [*(text for one in references for text in one.sentences), *EVERY_NOUN]
 

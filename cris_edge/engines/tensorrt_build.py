@@ -175,7 +175,10 @@ def _parse(trt: Any, builder: Any, job: Job) -> Any:
     if not parser.parse(job.graph, f"{os.devnull}/{job.name}"):
         errors = [_explain(parser.get_error(place)) for place in range(parser.num_errors)]
         raise EngineError(
-            f"tensorrt cannot read {job.name}:\n  " + ("\n  ".join(errors) or log.messages.take())
+            f"tensorrt cannot read {job.name}:\n  "
+            + ("\n  ".join(errors) or log.messages.take())
+            + "\nbuild the bundle anew, with an export of this version: "
+            "python -m export.build --checkpoint X --target jetson"
         )
     inputs = [network.get_input(place) for place in range(network.num_inputs)]
     outputs = [network.get_output(place) for place in range(network.num_outputs)]

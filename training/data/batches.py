@@ -177,7 +177,8 @@ def build_data(recipe: Recipe) -> TrainingData:
     return data
 
 
-def _tokenizer(recipe: Recipe, texts: Sequence[str], first: int = 4096) -> Tokenizer:
+def _tokenizer(recipe: Recipe, texts: Iterable[str], first: int = 4096) -> Tokenizer:
+    """The run's tokenizer; `texts` are read for a student's new one alone."""
     if recipe.start_from is not None:
         return checkpoint.load(recipe.start_from).tokenizer
     if recipe.config().vocab_size == R50.vocab_size:
@@ -210,10 +211,12 @@ def photo_samples(recipe: Recipe) -> tuple[list[Sample], list[Sample]]:
     return labelled, boxes
 
 
-def photo_phrases(samples: Iterable[Sample]) -> list[str]:
+def photo_phrases(samples: Iterable[Sample]) -> Iterator[str]:
     """All that may be said of photos: what was, what categories are called, phrases by rule."""
-    said = [sample.text for sample in samples]
-    return [*said, *EVERY_NOUN, *several.sayings(), *foreign.sayings()]
+    yield from (sample.text for sample in samples)
+    yield from EVERY_NOUN
+    yield from several.sayings()
+    yield from foreign.sayings()
 
 
 def _photos(recipe: Recipe) -> TrainingData:
@@ -247,9 +250,7 @@ def _references(recipe: Recipe) -> TrainingData:
     judged, split = (references, "train") if recipe.overfit else (prepared.split("val"), "val")
     if recipe.overfit:
         references = judged = [references[i] for i in range(min(recipe.overfit, len(references)))]
-    texts: list[str] = []
-    if recipe.config().vocab_size != R50.vocab_size:
-        texts = [sentence for reference in references for sentence in reference.sentences]
+    texts = (sentence for reference in references for sentence in reference.sentences)
     tokenizer = _tokenizer(recipe, texts)
     dataset = ReferenceDataset(
         references,
