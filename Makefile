@@ -46,7 +46,7 @@ model: $(VENV)/.dev ## the bundle that ships, anew: make model DATA=folder (docs
 	$(BIN)/python -m training.probe $(BUNDLE) --data $(DATA) --json probe.json
 
 clean:
-	rm -rf $(VENV) demo.png
+	rm -rf $(VENV) build demo.png
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -59,7 +59,7 @@ class Info:
     computed: str = "float32"
     """What is computed in: `bfloat16` where it was asked for; else `float32`, `float16` of an
     `fp16` bundle, which an engine that has no such arithmetic widens, or `int8` of such a bundle,
-    whose other layers are computed in float32."""
+    whose other layers are computed in float32, or in float16 if it is for TensorRT."""
 
 
 COMPUTED = {"fp16": "float16", "int8": "int8"}

@@ -136,8 +136,8 @@ def build(job: Job, say: Callable[[str], None] = print) -> list[Agreement]:
     _check_vocabulary(kept)
     stored = _prepare(kept.model, str(job.precision), say)
     with workspace(out) as temporary:
-        folder = temporary / out.name
-        folder.mkdir()
+        folder = temporary / "finished" / out.name
+        folder.mkdir(parents=True)
         bundle = _write(folder, job, kept, stored, say)
         if (further := TARGETS[job.target].prove) is not None:
             further(bundle, photos, say)
@@ -146,7 +146,7 @@ def build(job: Job, say: Callable[[str], None] = print) -> list[Agreement]:
         say(table(agreements))
         verified = {"verification": verification(agreements, len(photos), bundle.precision)}
         bundle = write_specification(folder, dict(bundle.about) | verified)
-        _write_beside(bundle, [temporary / place.name for place in beside], photos, say)
+        _write_beside(bundle, [folder.with_name(place.name) for place in beside], photos, say)
         put_in_place(bundle, out, beside, temporary, say)
     return agreements
 

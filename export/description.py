@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import importlib.metadata
 import json
 import platform
@@ -14,6 +13,7 @@ import cris_edge
 from cris_edge.bundle import GraphSpec
 from export.verify import PHRASES, Agreement, bounds
 from training.checkpoint import Checkpoint
+from training.report import today
 
 TOKENIZER = "tokenizer.json"
 UNRECORDED = "not recorded in the checkpoint"
@@ -64,8 +64,9 @@ def describe(
         "training_data": notes.get("training_data", UNRECORDED),
         "accuracy": _accuracy(notes),
         "parameters": sum(parameter.numel() for parameter in kept.model.parameters()),
-        "versions": _versions(target["name"], notes),
-        "created": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "versions": versions_of(["torch", "onnx", "onnxscript"], target["name"])
+        | ({"trained_with_torch": notes["torch"]} if "torch" in notes else {}),
+        "created": today(),
     }
 
 
@@ -80,12 +81,11 @@ def _accuracy(notes: Mapping[str, str]) -> dict[str, Any]:
     return figures if isinstance(figures, dict) else {"note": text}
 
 
-def _versions(target: str, notes: Mapping[str, str]) -> dict[str, str]:
-    """What made the bundle."""
-    packages = ["torch", "onnx", "onnxscript"] + (["openvino"] if target == "openvino" else [])
+def versions_of(packages: Sequence[str], target: str) -> dict[str, str]:
+    """Our version, Python's, and those of packages and of what writes a target's files."""
+    packages = [*packages, *(["openvino"] if target == "openvino" else [])]
     versions = {"cris_edge": cris_edge.__version__, "python": platform.python_version()}
-    versions |= {package: importlib.metadata.version(package) for package in packages}
-    return versions | ({"trained_with_torch": notes["torch"]} if "torch" in notes else {})
+    return versions | {package: importlib.metadata.version(package) for package in packages}
 
 
 def verification(agreements: Sequence[Agreement], photos: int, precision: str) -> dict[str, Any]:

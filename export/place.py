@@ -44,7 +44,7 @@ def _listed(out: Path) -> list[str]:
 
 @contextmanager
 def workspace(out: Path) -> Iterator[Path]:
-    """A folder to work in, which is gone afterwards.
+    """An empty folder to work in, which is gone afterwards.
 
     In the file system of the bundle's place, so that a rename puts the bundle there whole.
     """
@@ -63,26 +63,29 @@ def put_in_place(
     """Rename the finished bundle, then the finished files beside it, to their places.
 
     Args:
-        bundle: finished, in `temporary`.
+        bundle: finished, in a folder of its own in `temporary`.
         out: its place; an older bundle there goes to `temporary`.
-        beside: places of the files beside it, which are in `temporary` by the same names.
+        beside: places of the files beside it, which are beside the finished bundle by these names.
         temporary: what `workspace` gave.
         say: takes the lines that tell what is there now.
 
     Raises:
-        OSError: it cannot be put there; the older bundle is back in its place.
+        OSError: it cannot be put there.
+
+    Whatever ends it before the bundle is in its place, a signal too, the older one is back there.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    size = bundle.size
-    if out.exists():
-        out.replace(temporary / "replaced")
+    size, finished = bundle.size, bundle.folder
+    replaced = temporary / "replaced"
     try:
-        bundle.folder.replace(out)
-    except OSError:
-        if (temporary / "replaced").exists():
-            (temporary / "replaced").replace(out)
+        if out.exists():
+            out.replace(replaced)
+        finished.replace(out)
+    except BaseException:
+        if replaced.exists() and not out.exists():
+            replaced.replace(out)
         raise
     say(f"{out}: {size / 1e6:.2f} MB")
     for place in beside:
-        (temporary / place.name).replace(place)
+        finished.with_name(place.name).replace(place)
         say(f"{place}: {place.stat().st_size / 1e6:.2f} MB")

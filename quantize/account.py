@@ -10,7 +10,6 @@ from cris_edge.bundle import GRAPHS
 from quantize.figures import Figures, agreement, table
 from quantize.graphs import Layer
 from quantize.sensitivity import Damage
-from quantize.speed import UNTIMED
 
 
 @dataclass(frozen=True)
@@ -20,6 +19,8 @@ class Account:
     before: Figures
     """Of the float bundle."""
     after: Figures
+    timed: str
+    """What the milliseconds of both are of, by what engine; or why there are none."""
     lost: float
     """Points of mIoU."""
     budget: float
@@ -43,21 +44,21 @@ class Account:
         same = agreement(self.before.parts, self.after.parts)
         return [
             table({"float": self.before, "INT8": self.after}),
-            *([] if self.times_faster is not None else [f"not timed: {UNTIMED}"]),
+            f"{'timed' if self.times_faster else 'not timed'}: {self.timed}",
             f"masks of float and INT8 agree on {same:.2%} of pixels",
             f"{len(self.kept)} layers in INT8; {len(self.given_back)} in float, and "
             f"{', '.join(self.always_float)}:",
             "  " + (", ".join(map(str, self.given_back)) or "none"),
         ]
 
-    def slower(self, engine: str) -> list[str]:
+    def slower(self) -> list[str]:
         """Why it is not worth having on this machine; nothing where it is, or was not timed."""
         if self.times_faster is None or self.times_faster > 1:
             return []
         before, after = self.before.milliseconds, self.after.milliseconds
         slower = (
-            f"INT8 is not faster than float with {engine} on this machine: "
-            f"{after['total']:.2f} ms a photo and phrase instead of {before['total']:.2f}"
+            f"INT8 is not faster than float on this machine: {after['total']:.2f} ms a photo and "
+            f"phrase instead of {before['total']:.2f} ({self.timed})"
         )
         faster = " ".join(name for name in GRAPHS if after[name] < before[name])
         return [f"{slower}; by graph it is with --graphs {faster}" if faster else slower]
@@ -75,7 +76,7 @@ class Account:
             "lost": round(self.lost, 4),
             "within_budget": self.lost <= self.budget,
             "times_faster": None if ratio is None else round(ratio, 3),
-            **({"not_timed": UNTIMED} if ratio is None else {}),
+            "not_timed" if ratio is None else "timed": self.timed,
             "forced_in_spite_of": list(reasons),
             "float": self.before.as_dict(),
             "int8": self.after.as_dict(),

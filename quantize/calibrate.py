@@ -21,7 +21,7 @@ from cris_edge.bundle import GRAPHS
 from quantize.candidate import TARGETS
 from quantize.job import CALIBRATED_WITH, Job, calibrate
 from training.arguments import at_least, documented, refusals
-from training.evaluate import data_of
+from training.judged import VALIDATION, add_data, add_selection, data_of
 
 EXAMPLES = """examples:
   # OpenVINO, at most one point of mIoU lost on the validation split
@@ -55,10 +55,8 @@ def parser() -> argparse.ArgumentParser:
     what = arguments.add_mutually_exclusive_group(required=True)
     what.add_argument("--bundle", type=Path, help="a float bundle of ONNX graphs (folder or zip)")
     what.add_argument("--checkpoint", type=Path, help="a .safetensors file of training.train")
-    on = arguments.add_mutually_exclusive_group(required=True)
-    on.add_argument("--data", type=Path, help="a data folder or a prepared reference set")
-    on.add_argument("--scenes", type=number, help="so many made-up scenes instead, for each use")
-    add("--photos", type=Path, help="photos of a reference set, if they were moved since")
+    add_data(arguments)
+    add_selection(arguments, VALIDATION[0])
     add("--target", choices=sorted(TARGETS), default="openvino", help="default: %(default)s")
     add("--out", type=Path, required=True, help="the bundle's folder; an older bundle is replaced")
     add(
@@ -73,8 +71,6 @@ def parser() -> argparse.ArgumentParser:
         default=CALIBRATED_WITH,
         help="of the training split, to calibrate with (default: %(default)s)",
     )
-    add("--split", action="append", default=[], metavar="NAME", help="to judge by; default: val")
-    add("--limit", type=number, help="judge by at most so many samples of each part")
     add(
         "--graphs",
         nargs="+",
@@ -96,17 +92,15 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _job(options: argparse.Namespace) -> Job:
-    scenes = options.scenes
     return Job(
         out=options.out,
         data=data_of(options),
-        data_name=f"{scenes} made-up scenes" if scenes else str(options.data),
         bundle=options.bundle,
         checkpoint=options.checkpoint,
         target=options.target,
         budget=options.budget,
         samples=options.samples,
-        splits=tuple(options.split),
+        splits=tuple(options.split) or VALIDATION,
         limit=options.limit,
         threads=options.threads,
         chart=options.sensitivity,

@@ -12,11 +12,13 @@ from typing import Any
 import onnx
 
 from cris_edge.bundle import Bundle, write_specification
+from export.description import versions_of
 from export.onnx import store_weights_as_half
 from export.openvino import write_openvino
 from quantize.calibration import FLOAT
 from quantize.graphs import UNWEIGHTED, Layer, find_layers, mix
 from quantize.jetson import FACTS, in_half
+from training.report import today
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,13 @@ class Candidates:
     def _fields(self) -> dict[str, Any]:
         about = {name: value for name, value in self.source.about.items() if name not in NOT_OURS}
         facts = about.get("target", {}) if self.target == "onnx" else TARGETS[self.target].facts
-        return about | {"precision": "int8", "target": {**facts, "name": self.target}}
+        made_with = about.get("versions", {}) | versions_of(["onnx", "nncf"], self.target)
+        return about | {
+            "precision": "int8",
+            "target": {**facts, "name": self.target},
+            "versions": made_with,
+            "created": today(),
+        }
 
 
 def describe(bundle: Bundle, fields: Mapping[str, Any]) -> Bundle:

@@ -18,6 +18,7 @@ from quantize.recipe import DistillRecipe
 from quantize.teachers import is_checkpoint, open_teacher
 from training.arguments import refusals
 from training.compare import compare, parser
+from training.recipe import as_override
 
 WAYS = (
     "teacher=null",
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     usual = WAYS if is_checkpoint(options.teacher) else OF_A_BUNDLE
     options.way = options.way or list(usual)
-    options.set = [f"teacher={options.teacher}", *options.set]
+    options.set = [as_override("teacher", options.teacher), *options.set]
     return compare(options, DistillRecipe, distil)
 
 

@@ -24,7 +24,7 @@ from training.data.batches import TrainingData
 from training.distributed import agree
 from training.model import CRIS
 from training.phrases import read_phrases
-from training.recipe import Recipe
+from training.recipe import Recipe, as_override
 from training.train import launch, states, train
 from training.trainer import Trainer
 from training.weights import build_model
@@ -104,8 +104,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; one line on stderr and 2 where something is refused."""
     options = parser().parse_intermixed_args(argv)
-    student = [f"model={options.student}"] if options.student else []
-    overrides = [f"teacher={options.teacher}", *student, *options.overrides]
+    student = [as_override("model", options.student)] if options.student else []
+    overrides = [as_override("teacher", options.teacher), *student, *options.overrides]
     return launch(options, overrides, DistillRecipe, distil)
 
 

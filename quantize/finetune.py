@@ -26,7 +26,7 @@ from training.distributed import agree
 from training.errors import CheckpointError, RecipeError
 from training.model import CRIS
 from training.objective import Batch
-from training.recipe import Recipe
+from training.recipe import Recipe, as_override
 from training.train import launch, train
 from training.trainer import Trainer
 
@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; one line on stderr and 2 where something is refused."""
     options = parser().parse_intermixed_args(argv)
     # It is its own teacher, whatever else a recipe names.
-    own = [f"start_from={options.checkpoint}", f"teacher={options.checkpoint}"]
+    own = [as_override(name, options.checkpoint) for name in ("start_from", "teacher")]
     return launch(options, [*options.overrides, *own], DistillRecipe, finetune)
 
 

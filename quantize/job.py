@@ -27,9 +27,10 @@ from quantize.figures import Figures, loss
 from quantize.graphs import Layer, head_layers, read_float
 from quantize.samples import Feeds, choose
 from quantize.sensitivity import Damage, draw_chart, sweep
-from quantize.speed import Timing, race
+from quantize.speed import UNTIMED, Timing, race
 from quantize.written import TENSORRT, open_written, tensorrt_there
 from training.evaluate import evaluate
+from training.judged import VALIDATION
 from training.report import Part, describe_machine, engine_in_words, today
 from training.selection import Data, select, spread
 
@@ -50,8 +51,6 @@ class Job:
     """The INT8 bundle's folder."""
     data: Data
     """Its training split is calibrated with, its others judged by."""
-    data_name: str
-    """What the bundle says of them."""
     bundle: Path | None = None
     """Of ONNX graphs in float."""
     checkpoint: Path | None = None
@@ -60,8 +59,8 @@ class Job:
     """Points of mIoU that may be lost."""
     samples: int = CALIBRATED_WITH
     """To calibrate with."""
-    splits: tuple[str, ...] = ()
-    """To judge by; none for the usual ones."""
+    splits: tuple[str, ...] = VALIDATION
+    """To judge by. The budget chooses layers by them, so none is a test split."""
     limit: int | None = None
     """Samples of each part to judge by; None for all."""
     threads: int | None = None
@@ -93,14 +92,14 @@ def calibrate(job: Job, say: Say = print) -> Bundle:
     beside = [out.with_name(f"{out.name}.zip")] if job.zip else []
     check_place(out, beside)
     if job.chart is not None:
-        check_image_name(job.chart)
+        _check_chart(job.chart, out)
     if importlib.util.find_spec("nncf") is None:
         raise QuantizeError("NNCF is not installed; run: pip install 'cris-edge[quantize]'")
     try:
         with workspace(out) as temporary:
-            bundle = _Run(job, temporary, say).write(temporary / out.name)
+            bundle = _Run(job, temporary, say).write(temporary / "finished" / out.name)
             for place in beside:
-                write_zip(bundle, temporary / place.name)
+                write_zip(bundle, bundle.folder.with_name(place.name))
             put_in_place(bundle, out, beside, temporary, say)
     except OSError as error:
         room = "make room, or " if error.errno == errno.ENOSPC else ""
@@ -109,6 +108,15 @@ def calibrate(job: Job, say: Say = print) -> Bundle:
             "--out. What was there is as it was"
         ) from error
     return Bundle.open(out)
+
+
+def _check_chart(chart: Path, out: Path) -> None:
+    check_image_name(chart)
+    if out in chart.resolve().parents:
+        raise QuantizeError(
+            f"--sensitivity {chart}: lies in the bundle's folder, which holds its own files alone; "
+            "choose another place"
+        )
 
 
 class _Run:
@@ -151,8 +159,6 @@ class _Run:
         if self.job.chart is not None:
             self._sweep()
             self.head = [layer for layer in self.head if not self._harmless(layer)]
-            draw_chart(self.job.chart, self.damage, self.head)
-            self.say(f"sensitivity of {len(self.damage)} layers: {self.job.chart}")
         tried: dict[int, list[Part]] = {}
 
         def lost(given_back: int) -> float:
@@ -168,11 +174,12 @@ class _Run:
         try:
             given_back = fewest(len(self.kept(0)), lost, self.job.budget)
         except QuantizeError as error:
-            if not self.job.force:
-                raise
             reasons.append(str(error))
             given_back = 0
         kept = self.kept(given_back)
+        if self.job.chart is not None:
+            draw_chart(self.job.chart, self.damage, kept)
+            self.say(f"sensitivity of {len(self.damage)} layers: {self.job.chart}")
         return self._finish(self.candidates.write(kept, folder), tried[given_back], kept, reasons)
 
     def kept(self, given_back: int) -> list[Layer]:
@@ -214,6 +221,7 @@ class _Run:
         account = Account(
             before=Figures(self.source.size, timing.before, self.before, engine),
             after=Figures(bundle.size, timing.after, parts, engine),
+            timed=timing.said,
             lost=loss(self.before, parts),
             budget=self.job.budget,
             kept=kept,
@@ -223,11 +231,11 @@ class _Run:
         )
         for line in account.lines():
             self.say(line)
-        reasons = [*reasons, *account.slower(timing.engine)]
+        reasons = [*reasons, *account.slower()]
         if reasons and not self.job.force:
             raise QuantizeError(
-                f"{'; '.join(reasons)}. Nothing was written; --force writes the bundle all the "
-                "same, and lets it say so"
+                f"{'; '.join(reasons)}. No bundle was written; --force writes it all the same, and "
+                "lets it say so"
             )
         report = account.as_dict(reasons)
         about = {"calibration": self._calibration(), "made_with": self._made_with()}
@@ -237,13 +245,15 @@ class _Run:
         """Race a bundle against the float one; for TensorRT against the same model in half."""
         if not self.target.tensorrt:
             both = self.float, self._segmenter(bundle)
-            return Timing(self.target.engine, *race(both, self.samples[0]))
-        if not tensorrt_there():
+            said = f"both bundles, {engine_in_words(self.float.info)}"
+        elif tensorrt_there():
+            half = self.candidates.write((), self.workspace / "half")
+            both = Segmenter(half.folder, TENSORRT), Segmenter(bundle.folder, TENSORRT)
+            said = f"the float model in fp16, and INT8, {engine_in_words(both[1].info)}"
+        else:
             rehearse(bundle, self.say)
-            return Timing(TENSORRT, {}, {})
-        half = self.candidates.write((), self.workspace / "half")
-        both = Segmenter(half.folder, TENSORRT), Segmenter(bundle.folder, TENSORRT)
-        return Timing(TENSORRT, *race(both, self.samples[0]))
+            return Timing(UNTIMED, {}, {})
+        return Timing(said, *race(both, self.samples[0]))
 
     def _said_of_samples(self) -> str:
         photos = len({str(sample.photo.path) for sample in self.samples})
@@ -251,7 +261,7 @@ class _Run:
 
     def _calibration(self) -> dict[str, Any]:
         return {
-            "data": self.job.data_name,
+            "data": self.job.data.name,
             "samples": self._said_of_samples(),
             "photos": sorted({sample.photo.path.name for sample in self.samples}),
         }

@@ -18,14 +18,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cris_edge.files import check_file_name, check_image_name, whole_file, write_image
+from cris_edge.engines import ENGINES
+from cris_edge.files import whole_file, write_image
 from quantize.errors import QuantizeError
 from quantize.figures import Figures, agreement, table
 from quantize.speed import UNTIMED, race
 from quantize.written import only_written, open_judged
-from training.arguments import at_least, documented, refusals
-from training.evaluate import data_of, evaluate
+from training.arguments import at_least, documented, file_to_write, image_to_write, refusals
+from training.evaluate import evaluate
 from training.evaluation import Record
+from training.judged import VALIDATION, add_data, add_selection, data_of
 from training.report import VERSIONS, describe_machine, engine_in_words, measured_by, today
 from training.selection import Data
 
@@ -199,32 +201,24 @@ def parser() -> argparse.ArgumentParser:
     arguments = documented("quantize.report", __doc__, EXAMPLES)
     add, number = arguments.add_argument, at_least(1)
     add("bundles", type=Path, nargs="+", metavar="BUNDLE", help="a folder or zip; float first")
-    on = arguments.add_mutually_exclusive_group(required=True)
-    on.add_argument("--data", type=Path, help="a data folder or a prepared reference set")
-    on.add_argument("--scenes", type=number, help="judge by so many made-up scenes instead")
-    add("--photos", type=Path, help="photos of a reference set, if they were moved since")
-    add("--split", action="append", default=[], metavar="NAME", help="to judge by; default: val")
-    add("--limit", type=number, help="at most so many samples of each part, spread evenly")
-    add("--engine", default="auto", help="auto, onnxruntime, openvino (default: %(default)s)")
+    add_data(arguments)
+    add_selection(arguments, VALIDATION[0])
+    add("--engine", default="auto", choices=["auto", *ENGINES], help="default: %(default)s")
     add("--threads", type=number, help="processor threads; default: the engine's choice")
-    add("--json", type=Path, help="write the figures there")
-    add("--picture", type=Path, help="write the picture there (.png, .jpg)")
+    add("--json", type=file_to_write, help="write the figures there")
+    add("--picture", type=image_to_write, help="write the picture there (.png, .jpg)")
     return arguments
 
 
 def run(options: argparse.Namespace) -> None:
     """Compare; print and write what is asked for."""
-    if options.picture:
-        check_image_name(options.picture)
-    if options.json:
-        check_file_name(options.json)
-    scenes = options.scenes
+    data, splits = data_of(options), options.split or VALIDATION
     figures = compare(
         options.bundles,
-        data_of(options),
+        data,
         engine=options.engine,
         threads=options.threads,
-        splits=options.split,
+        splits=splits,
         limit=options.limit,
     )
     first = next(iter(figures.values()))
@@ -235,14 +229,13 @@ def run(options: argparse.Namespace) -> None:
     for name, one in figures.items():
         if not one.milliseconds:
             print(f"{name}: judged by ONNX Runtime, not timed: {UNTIMED}")
-    data = f"{scenes} made-up scenes" if scenes else str(options.data)
     for engine in dict.fromkeys(one.engine for one in figures.values()):
         print(f"engine     {engine}")
-    print(f"data       {data}, split {', '.join(options.split) or 'val'}")
+    print(f"data       {data.name}, split {', '.join(splits)}")
     print("\n".join(measured_by()))
     print("Scores in per cent.")
     if options.json:
-        about = {"data": data}
+        about = {"data": data.name, "splits": list(splits), "limit": options.limit}
         with whole_file(options.json) as file:
             file.write_text(as_json(figures, about), encoding="utf-8")
     if options.picture:

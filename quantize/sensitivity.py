@@ -68,13 +68,13 @@ _COLOURS = {"photo": (190, 120, 40), "phrase": (60, 150, 60), "pair": (40, 110, 
 _PAPER, _INK, _FAINT = (250, 250, 250), (40, 40, 40), (150, 150, 150)
 
 
-def draw_chart(path: Path, damage: Mapping[Layer, float], floats: Sequence[Layer]) -> None:
+def draw_chart(path: Path, damage: Mapping[Layer, float], kept: Sequence[Layer]) -> None:
     """Write a picture of bars, one a layer, the most sensitive first; whole or not at all.
 
     Args:
         path: the picture.
         damage: from `sweep`.
-        floats: layers that stay in float; their bars are hollow.
+        kept: layers in INT8; the bars of the others are hollow.
 
     Raises:
         InputError: the suffix is no image format, or the file cannot be written.
@@ -91,10 +91,10 @@ def draw_chart(path: Path, damage: Mapping[Layer, float], floats: Sequence[Layer
     for place, (layer, value) in enumerate(shown):
         bottom = _TOP + _ROW * (place + 1) - 6
         end = _LABEL + max(1, round((_WIDTH - _LABEL - 100) * value / longest))
-        hollow = 1 if layer in floats else -1
+        thickness = -1 if layer in kept else 1
         _write(canvas, layer.title[-52:], (12, bottom), 0.42)
         corners = (_LABEL, bottom - 11), (end, bottom + 2)
-        cv2.rectangle(canvas, *corners, _COLOURS[layer.graph], hollow)
+        cv2.rectangle(canvas, *corners, _COLOURS[layer.graph], thickness)
         _write(canvas, f"{value:.2e}", (end + 6, bottom), 0.4, _FAINT)
     write_image(path, canvas)
 

@@ -24,7 +24,8 @@ UNTIMED = "graphs for TensorRT are timed by TensorRT on an NVIDIA GPU alone, and
 class Timing(NamedTuple):
     """Of a float bundle and of the one that is quantised; empty where nothing can time them."""
 
-    engine: str
+    said: str
+    """What was timed, by what; or why nothing was."""
     before: Milliseconds
     after: Milliseconds
 

@@ -28,10 +28,11 @@ from export.build import Job, build
 from quantize.figures import Figures
 from quantize.speed import race
 from training import checkpoint
-from training.arguments import at_least, documented, refusals
+from training.arguments import at_least, documented, file_to_write, refusals
 from training.data.vocabulary import student_tokenizer
 from training.errors import CheckpointError
-from training.evaluate import data_of, evaluate
+from training.evaluate import evaluate
+from training.judged import VALIDATION, add_data, add_selection, data_of
 from training.model import CRIS, CRISConfig
 from training.model.config import MODELS, R50, STUDENTS
 from training.model.cost import multiply_adds, parameters
@@ -212,19 +213,15 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME=FILE",
         help="weights of a model (.safetensors), to be judged; can be repeated",
     )
-    on = arguments.add_mutually_exclusive_group()
-    on.add_argument("--data", type=Path, help="a data folder or a prepared reference set")
-    on.add_argument("--scenes", type=number, help="judge by so many made-up scenes instead")
-    add("--photos", type=Path, help="photos of a reference set, if they were moved since")
-    add("--split", action="append", default=[], metavar="NAME", help="to judge by; default: val")
-    add("--limit", type=number, help="at most so many samples of each part, spread evenly")
+    add_data(arguments, required=False)
+    add_selection(arguments, VALIDATION[0])
     add(
         "--threads",
         type=number,
         default=os.cpu_count() or 1,
         help="of ONNX Runtime; default: as many as there are cores",
     )
-    add("--json", type=Path, help="write the figures there")
+    add("--json", type=file_to_write, help="write the figures there")
     return arguments
 
 
@@ -237,7 +234,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         arguments.error(
             "checkpoints are judged by data: give both --checkpoint and --data, or none"
         )
-    if unused := [name for name, _ in options.checkpoint if name not in options.models]:
+    if not judged and (options.split or options.limit or options.photos):
+        arguments.error("--split, --limit and --photos are of what checkpoints are judged by")
+    named = [name for name, _ in options.checkpoint]
+    if len(set(named)) < len(named):
+        arguments.error(f"--checkpoint: expected one a model, got {', '.join(named)}")
+    if unused := [name for name in named if name not in options.models]:
         arguments.error(f"--checkpoint of {', '.join(unused)}, which --models leaves out")
     return options
 
@@ -246,7 +248,7 @@ def run(options: argparse.Namespace) -> None:
     """Measure; print and write what is asked for."""
     judge = None
     if options.checkpoint:
-        judge = Judge(data_of(options), options.split, options.limit)
+        judge = Judge(data_of(options), options.split or VALIDATION, options.limit)
     rows = measure(options.models, options.threads, dict(options.checkpoint), judge)
     print(table(rows))
     machine = "{processor}, {cores} cores, {system}".format(**describe_machine())
@@ -260,8 +262,8 @@ def run(options: argparse.Namespace) -> None:
             "engine_version": onnxruntime.__version__,
             "threads": options.threads,
         }
-        if options.checkpoint:
-            about["data"] = str(options.data or f"{options.scenes} made-up scenes")
+        if judge:
+            about |= {"data": judge.data.name, "splits": list(judge.splits), "limit": judge.limit}
         with whole_file(options.json) as file:
             file.write_text(as_json(rows, about), encoding="utf-8")
 

@@ -42,7 +42,7 @@ from typing import Any
 
 from cris_edge.engines import installed
 from cris_edge.errors import CrisEdgeError, InputError
-from cris_edge.files import whole_file
+from cris_edge.files import check_file_name, whole_file
 from samples.bench import machine
 from samples.bench.contender import Model, contenders, references, unreadable
 from samples.bench.models import find_model
@@ -141,6 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 2 where something is refused, 1 where a line failed."""
     options = parser().parse_args(arguments)
     try:
+        if options.json not in (None, "-"):
+            check_file_name(options.json)
         found = measure(options, say=lambda line: print(line, file=sys.stderr))
         text = json.dumps(found, indent=1)
         if options.json == "-":

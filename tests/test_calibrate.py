@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import onnx
 import onnxruntime
@@ -34,6 +35,7 @@ from quantize.graphs import read_float
 from quantize.job import Job, calibrate
 from quantize.speed import Milliseconds
 from tests.scenes import PHRASES, photo, write_folder
+from training.report import today
 from training.selection import FolderData, SceneData
 
 JUDGED = 2
@@ -75,7 +77,6 @@ def job(bundle: Path, out: Path, **fields: Any) -> Job:
     plain = Job(
         out=out,
         data=SceneData(JUDGED),
-        data_name="scenes",
         bundle=bundle,
         target="onnx",
         budget=100.0,
@@ -102,6 +103,9 @@ def test_an_int8_bundle_runs_and_tells_what_it_is(
     segmenter = Segmenter(tmp_path / "int8.zip", engine=engine, threads=1)
     assert (segmenter.info.precision, segmenter.info.computed) == ("int8", "int8")
     assert bundle.about["target"]["name"] == target
+    assert bundle.about["created"] == today()
+    assert ("openvino" in bundle.about["versions"]) == (target == "openvino")
+    assert {"nncf", "onnx"} <= bundle.about["versions"].keys()
     assert nodes.encode() in b"".join(
         bundle.path(spec.file).read_bytes() for spec in bundle.graphs.values()
     )
@@ -111,6 +115,7 @@ def test_an_int8_bundle_runs_and_tells_what_it_is(
     assert report["int8"]["bytes"] < report["float"]["bytes"]
     assert report["within_budget"]
     assert report["times_faster"] == 2.0
+    assert report["timed"].startswith(f"both bundles, {engine} ")
     assert report["forced_in_spite_of"] == []
     assert 0.7 < report["mask_agreement"] <= 1
     assert {"mIoU", "Pr@50", "Pr@90"} <= set(report["int8"]["scores"]["scenes"])
@@ -134,9 +139,13 @@ def test_layers_go_back_to_float_until_the_budget_is_kept(
     chart = tmp_path / "chart.png"
     given = job(sensitive_bundle, tmp_path / "int8", budget=2.0, chart=chart)
     report = calibrate(given, said.append).about["quantization"]
-    assert chart.stat().st_size > 1000
     back = report["layers"]["float"]
     damage = report["layers"]["sensitivity"]
+    bars = filled(chart)
+    assert len(bars) == min(40, len(damage))
+    drawn = {name: bar for name, bar in zip(damage, bars, strict=False) if bar is not None}
+    assert len(drawn) > 5
+    assert drawn == {name: name not in back for name in drawn}
     assert list(damage.values()) == sorted(damage.values(), reverse=True)
     assert 4 <= len(back) <= 6  # of the head's two some may be harmless
     assert report["lost"] == 1.0
@@ -146,7 +155,22 @@ def test_layers_go_back_to_float_until_the_budget_is_kept(
     assert any("layers in INT8" in line for line in said)
 
 
+def filled(chart: Path) -> list[bool | None]:
+    """Whether each bar of a chart of sensitivity is filled, or None of one too short to see."""
+    picture = cv2.imread(str(chart)).min(axis=2) < 240
+    edge = picture[60:, 430]  # where bars begin
+    starts = np.flatnonzero(edge[1:] & ~edge[:-1]) + 61
+    return [bool(picture[y + 6, 434]) if picture[y, 436] else None for y in starts]
+
+
 # --- what is refused ---
+
+
+def test_a_chart_in_the_bundles_folder_is_refused(tmp_path: Path, sensitive_bundle: Path) -> None:
+    out = tmp_path / "int8"
+    with pytest.raises(QuantizeError, match="lies in the bundle's folder"):
+        calibrate(job(sensitive_bundle, out, chart=out / "charts" / "layers.png"), silent)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_bundle_that_is_not_faster_is_refused_unless_forced(

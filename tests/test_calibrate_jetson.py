@@ -28,6 +28,7 @@ from quantize.graphs import LAYERS, MOVERS
 from quantize.jetson import MIN_SCALE, OPSET, fit_scales
 from quantize.job import Job, calibrate
 from quantize.report import main as report_main
+from quantize.speed import Milliseconds
 from quantize.written import WrittenGraph, open_judged, open_written
 from tests.scenes import PHRASES, photo
 from tests.test_jetson import (
@@ -38,16 +39,20 @@ from tests.test_jetson import (
     kinds,
     on_x86,
 )
+from training.data.samples import Sample
 from training.selection import SceneData
 
 GRAPHS = ("photo", "phrase", "pair")
+
+
+def silent(line: str) -> None:
+    """Says nothing."""
 
 
 def job(out: Path, **fields: Any) -> Job:
     plain = Job(
         out=out,
         data=SceneData(2),
-        data_name="scenes",
         target="jetson",
         budget=100.0,
         samples=6,
@@ -270,6 +275,36 @@ def test_the_bundle_tells_what_it_is(bundle: Bundle) -> None:
     assert report["layers"]["float"] == ["pair: projector"]
     assert report["layers"]["int8"] > 10
     assert "verification" not in bundle.about
+
+
+def test_where_a_gpu_is_the_float_model_in_half_is_raced(
+    tmp_path: Path,
+    sensitive_bundle: Path,
+    quantised: dict[str, onnx.ModelProto],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    raced: list[int] = []
+
+    def race(segmenters: Sequence[Segmenter], sample: Sample) -> list[Milliseconds]:
+        raced.extend(one.bundle.size for one in segmenters if one.bundle is not None)
+        return [{"photo": 1.0, "phrase": 1.0, "pair": 2.0, "total": total} for total in (4.0, 2.0)]
+
+    def opened(folder: Path, engine: str, threads: int | None = None) -> Segmenter:
+        """By what is here in the place of TensorRT."""
+        if engine == "tensorrt":
+            return open_written(Bundle.open(folder), threads)
+        return Segmenter(folder, engine, threads)
+
+    monkeypatch.setattr(quantize.job, "tensorrt_there", lambda: True)
+    monkeypatch.setattr(quantize.job, "Segmenter", opened)
+    monkeypatch.setattr(quantize.job, "race", race)
+    out = tmp_path / "half"  # the name of the float model's folder, too
+    report = calibrate(job(out, bundle=sensitive_bundle), silent).about["quantization"]
+    half, int8 = raced
+    assert half > int8
+    assert report["times_faster"] == 2
+    assert report["timed"].startswith("the float model in fp16, and INT8, ")
+    assert "not_timed" not in report
 
 
 def test_masks_are_nearly_those_of_float(bundle: Bundle, sensitive_bundle: Path) -> None:

@@ -23,7 +23,7 @@ def test_nvidias_builder_takes_int8_of_every_model(tmp_path: Path, name: str) ->
     tokenizer, path = small_tokenizer(), tmp_path / "model.safetensors"
     checkpoint.save(path, make_model(name, tokenizer), tokenizer, {})
     job = Job(
-        tmp_path / "int8", SceneData(2), "scenes", checkpoint=path, target="jetson",
+        tmp_path / "int8", SceneData(2), checkpoint=path, target="jetson",
         budget=100.0, samples=2, limit=1, force=True,
     )  # fmt: skip
     said: list[str] = []

@@ -20,7 +20,6 @@ def test_int8_keeps_what_was_learnt(tmp_path: Path, target: str) -> None:
     job = Job(
         out=tmp_path / "int8",
         data=SceneData(SCENES),
-        data_name="scenes",
         checkpoint=CHECKPOINT,
         target=target,
         budget=LOST,

@@ -83,8 +83,8 @@ def test_what_is_calibrated_from_it_ends_its_masks_there_too(tmp_path: Path) -> 
     whole, told = tmp_path / "whole.safetensors", tmp_path / "told.safetensors"
     checkpoint.save(whole, sensitive_model(tokenizer), tokenizer, {})
     assert main([str(whole), "--out", str(told), "--threshold", "0.25"]) == 0
-    job = Job(
-        tmp_path / "int8", SceneData(2), "scenes", checkpoint=told, target="onnx", budget=100.0,
+    job = Job(  # in a folder whose name the work has for one of its own
+        tmp_path / "float", SceneData(2), checkpoint=told, target="onnx", budget=100.0,
         samples=2, limit=1, threads=1, force=True,
     )  # fmt: skip
     assert calibrate(job, say=lambda line: None).threshold == 0.25

@@ -104,6 +104,32 @@ def test_an_older_bundle_is_replaced_whole(tmp_path: Path, kept: Path) -> None:
     assert Bundle.open(out).threshold == 0.25
 
 
+@pytest.mark.parametrize("times", [0, 1], ids=["the older one away", "the new one there"])
+def test_a_signal_between_two_renames_loses_no_bundle(
+    times: int, tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "replaced"  # a name that the work has for a folder of its own
+    build(Job(kept, out, photos=PHOTOS[:1]), say=lambda line: None)
+    created = (out / "bundle.json").stat().st_ino
+    rename, seen = Path.replace, []
+
+    def interrupted(self: Path, target: Path) -> Path:
+        """Ctrl-C comes right after a folder was renamed to or from the bundle's place."""
+        result = rename(self, target)
+        if out in (self, target):
+            seen.append(target)
+            if len(seen) == times + 1:
+                raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build(Job(kept, out, photos=PHOTOS[:1]), say=lambda line: None)
+    assert Bundle.open(out).precision == "float32"
+    assert ((out / "bundle.json").stat().st_ino == created) == (times == 0)
+    assert {entry.name for entry in tmp_path.iterdir()} <= {"replaced", kept.name}
+
+
 def test_a_model_is_exported_for_another_input(tmp_path: Path, kept: Path) -> None:
     model = checkpoint.load(kept).model
     size = model.config.input_size * 2

@@ -31,7 +31,9 @@ def test_bundles_are_compared_side_by_side(
     assert status == 0
     assert "mIoU" in printed
     assert f"{small_bundle}: masks as the first one's on" in printed
-    bundles = json.loads(wanted.read_text())["bundles"]
+    told = json.loads(wanted.read_text())
+    assert (told["data"], told["splits"], told["limit"]) == ("2 made-up scenes", ["val"], None)
+    bundles = told["bundles"]
     assert list(bundles) == [str(sensitive_bundle), str(small_bundle)]
     first, second = bundles.values()
     assert first["mask_agreement"] == 1
@@ -44,9 +46,11 @@ def test_bundles_are_compared_side_by_side(
         assert one["bytes"] > 10_000
         assert 0 <= one["scores"]["scenes"]["mIoU"] <= 1
     # The plot, then a row of two tiles for each of the samples that lost most.
-    height, width = cv2.imread(str(picture)).shape[:2]
-    assert width >= 2 * 240
-    assert height > 420 + 6 * 180
+    drawn = cv2.imread(str(picture))
+    tiles = drawn[420:].reshape(6, -1, drawn.shape[1], 3)
+    for column in (0, 252):
+        assert (tiles[:, :, column : column + 240].min(axis=(1, 2, 3)) < 200).all()
+    assert (tiles[:, :, 504:] == 250).all()
 
 
 def test_inputs_may_be_of_several_sizes(tmp_path: Path, small_bundle: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from training.errors import RecipeError
 from training.model import CRIS
 from training.model.config import MODELS
-from training.recipe import CHOICES, Recipe, read_recipe
+from training.recipe import CHOICES, Recipe, as_override, read_recipe
 from training.schedule import STEP
 
 FOLDER = Path(__file__).parents[1] / "training" / "configs"
@@ -106,6 +106,11 @@ def test_overrides_are_read_as_yaml(
     read = getattr(read_recipe(write(tmp_path, ""), [override]), name)
     assert read == value
     assert type(read) is type(value)
+
+
+@pytest.mark.parametrize("path", ["2026-11-27", "null", "a #2", 'a "b" \\c', "übung 日本 😀"])
+def test_text_may_be_given_as_it_stands(path: str, tmp_path: Path) -> None:
+    assert read_recipe(write(tmp_path, ""), [as_override("data", path)]).data == path
 
 
 def test_sizes_change_the_named_model_and_nothing_else(tmp_path: Path) -> None:

@@ -129,6 +129,11 @@ def test_data_are_looked_at_before_anything_is_exported(
             ["--models", "cris_edge_s", "--checkpoint", "cris_edge_xs=x", "--scenes", "1"],
             "--checkpoint of cris_edge_xs, which --models leaves out",
         ),
+        (
+            ["--checkpoint", "cris_edge_s=a", "--checkpoint", "cris_edge_s=b", "--scenes", "1"],
+            "--checkpoint: expected one a model, got cris_edge_s, cris_edge_s",
+        ),
+        (["--split", "val"], "are of what checkpoints are judged by"),
     ],
 )
 def test_command_lines_that_ask_for_nothing_are_refused(

@@ -6,8 +6,10 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
-from cris_edge.errors import CrisEdgeError
+from cris_edge.errors import CrisEdgeError, InputError
+from cris_edge.files import check_file_name, check_image_name
 from training.errors import RecipeError
 
 
@@ -23,6 +25,24 @@ def at_least(least: int) -> Callable[[str], int]:
         return value
 
     return number
+
+
+def file_to_write(text: str) -> Path:
+    """A type for argparse: where a file is to be written, which no folder is."""
+    return _checked(check_file_name, text)
+
+
+def image_to_write(text: str) -> Path:
+    """A type for argparse: where an image is to be written, by a suffix that says its format."""
+    return _checked(check_image_name, text)
+
+
+def _checked(check: Callable[[str], None], text: str) -> Path:
+    try:
+        check(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return Path(text)
 
 
 def split_way(way: str) -> list[str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import Tensor
 
 from training import checkpoint
-from training.arguments import documented, refusals
+from training.arguments import documented, file_to_write, refusals
 from training.checkpoint import Checkpoint
 from training.errors import CheckpointError
 
@@ -85,7 +85,9 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument(
         "--weights", type=float, nargs="+", metavar="W", help="of each (default: all the same)"
     )
-    arguments.add_argument("--out", type=Path, required=True, help="the checkpoint to write")
+    arguments.add_argument(
+        "--out", type=file_to_write, required=True, help="the checkpoint to write"
+    )
     return arguments
 
 

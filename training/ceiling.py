@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +21,11 @@ from training.data.labels import MASK_STRIDE, Labels
 from training.data.references import Sentences
 from training.data.samples import Sample
 from training.errors import RecipeError
+from training.judged import add_data, data_of
 from training.metrics import iou
 from training.model.config import CLIP_MEAN, THRESHOLD
 from training.recipe import CHOICES
-from training.selection import ReferenceData, SceneData, open_data, select
+from training.selection import ReferenceData, select
 
 WAYS = CHOICES["outlines"]
 SURE = 1e-4
@@ -71,9 +71,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = arguments.add_argument
-    what = arguments.add_mutually_exclusive_group(required=True)
-    what.add_argument("--data", type=Path, help="a data folder or a prepared reference set")
-    what.add_argument("--scenes", type=at_least(1), help="so many made-up scenes instead")
+    add_data(arguments)
     add("--split", action="append", default=[], help="can be repeated; default: the usual ones")
     add("--first", type=at_least(1), help="the first so many samples of each part alone")
     add("--size", type=at_least(32), nargs="+", default=[256, 416], help="default: 256 416")
@@ -82,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     """Print a line for each part, size and way."""
-    data = SceneData(options.scenes) if options.scenes else open_data(options.data)
+    data = data_of(options)
     # A reference has one mask, however many sentences.
     sentences: Sentences | None = "first" if isinstance(data, ReferenceData) else None
     for size in options.size:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from training import checkpoint
-from training.arguments import refusals
+from training.arguments import file_to_write, refusals
 
 
 def compact(source: Path, out: Path, threshold: float | None = None) -> None:
@@ -42,7 +42,9 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m training.compact", description=summary.partition(": ")[2], epilog=details
     )
     arguments.add_argument("source", type=Path, help="a checkpoint (.safetensors)")
-    arguments.add_argument("--out", type=Path, required=True, help="the checkpoint to write")
+    arguments.add_argument(
+        "--out", type=file_to_write, required=True, help="the checkpoint to write"
+    )
     arguments.add_argument(
         "--threshold",
         type=float,

@@ -17,7 +17,7 @@ import torch
 from cris_edge.bundle import sha256
 from cris_edge.tokenizer import Tokenizer, build
 from training import checkpoint
-from training.arguments import at_least, refusals
+from training.arguments import at_least, file_to_write, refusals
 from training.data.vocabulary import clip_merges
 from training.errors import CheckpointError
 from training.model import CRIS
@@ -105,7 +105,9 @@ def parser() -> argparse.ArgumentParser:
     )
     add = arguments.add_argument
     add("source", type=Path, help="the authors' best_model.pth or last_model.pth")
-    add("--out", type=Path, required=True, help="the checkpoint to write, NAME.safetensors")
+    add(
+        "--out", type=file_to_write, required=True, help="the checkpoint to write, NAME.safetensors"
+    )
     add(
         "--word-len",
         type=at_least(SHORTEST),

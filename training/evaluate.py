@@ -16,10 +16,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cris_edge import Segmenter
+from cris_edge.engines import ENGINES
 from cris_edge.engines.base import OFFERED
 from cris_edge.errors import CrisEdgeError
 from cris_edge.files import whole_file
-from training.arguments import at_least, documented, refusal
+from training.arguments import (
+    at_least,
+    documented,
+    file_to_write,
+    image_to_write,
+    refusal,
+)
 from training.baselines import (
     Ellipse,
     best_ellipse,
@@ -34,10 +41,11 @@ from training.data.references import Sentences
 from training.data.samples import Sample
 from training.distributed import agree, start, stop, world
 from training.evaluation import Evaluation, Pair, Record, evaluate_pairs, evaluate_samples
+from training.judged import add_data, add_selection, data_of
 from training.metrics import Scores
 from training.predictor import open_official, open_segmenter
 from training.report import Baselines, Part, Report
-from training.selection import ALL, Data, SceneData, open_data, select
+from training.selection import Data, select
 from training.sheet import draw_sheet, sheet_of
 
 __all__ = ["Evaluation", "Record", "evaluate", "evaluate_samples"]
@@ -118,9 +126,10 @@ def run(arguments: argparse.Namespace) -> None:
     segmenter = agree(lambda: _open(arguments))
     if arguments.threshold is not None:
         segmenter.threshold = arguments.threshold
+    data = agree(lambda: data_of(arguments))
     parts = evaluate(
         segmenter,
-        agree(lambda: data_of(arguments)),
+        data,
         arguments.split,
         sentences=arguments.sentences,
         limit=arguments.limit,
@@ -132,7 +141,7 @@ def run(arguments: argparse.Namespace) -> None:
     report = Report(
         model=str(arguments.model),
         info=segmenter.info,
-        data=str(arguments.data or "made-up scenes (training/data/scenes.py)"),
+        data=data.name,
         threshold=segmenter.threshold,
         parts=parts,
     )
@@ -145,13 +154,6 @@ def run(arguments: argparse.Namespace) -> None:
             path = sheet_of(arguments.sheet, part.source)
             draw_sheet(path, part.evaluation)
             print(f"\nsheet of overlays, {part.source} expressions: {path}")
-
-
-def data_of(arguments: argparse.Namespace) -> Data:
-    """What `--scenes`, or `--data` and `--photos`, name."""
-    if arguments.scenes:
-        return SceneData(arguments.scenes)
-    return open_data(arguments.data, arguments.photos)
 
 
 def _open(arguments: argparse.Namespace) -> Segmenter:
@@ -190,18 +192,8 @@ def parser() -> argparse.ArgumentParser:
     arguments = documented("training.evaluate", __doc__, EXAMPLE)
     add, number = arguments.add_argument, at_least(1)
     add("model", type=Path, help="a checkpoint (.safetensors) or a bundle (folder or zip)")
-    what = arguments.add_mutually_exclusive_group(required=True)
-    what.add_argument("--data", type=Path, help="a data folder or a prepared reference set")
-    what.add_argument("--scenes", type=number, help="judge by so many made-up scenes instead")
-    add("--photos", type=Path, help="photos of a reference set, if they were moved since")
-    add(
-        "--split",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help=f"can be repeated, or {ALL}; default: val of a data folder, "
-        "all but train of a reference set",
-    )
+    add_data(arguments)
+    add_selection(arguments, "val of a data folder, all but train of a reference set")
     add(
         "--sentences",
         choices=("first", "all"),
@@ -209,16 +201,17 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--threshold", type=_probability, help="of the mask; default: the model's own")
     add("--baselines", action="store_true", help="add blind baselines on the same samples")
-    add("--limit", type=number, help="at most so many samples of each part, spread evenly")
-    add("--engine", default="auto", help="of a bundle: auto, onnxruntime, openvino")
+    add("--engine", default="auto", choices=["auto", *ENGINES], help="of a bundle")
     add("--threads", type=number, help="processor threads; default: the engine's choice")
     add(
         "--precision",
         choices=OFFERED,
         help="of a bundle: to compute in, where the processor has it; default: the bundle's own",
     )
-    add("--json", type=Path, help="write figures, every sample, versions and machine there")
-    add("--sheet", type=Path, help="write sheets of overlays there: NAME-derived.png, …")
+    add(
+        "--json", type=file_to_write, help="write figures, every sample, versions and machine there"
+    )
+    add("--sheet", type=image_to_write, help="write sheets of overlays there: NAME-derived.png, …")
     official = arguments.add_argument_group("a checkpoint of the CRIS authors' code")
     add = official.add_argument
     add("--official", action="store_true", help="MODEL is one: best_model.pth")

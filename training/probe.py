@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from cris_edge import Segmenter
+from cris_edge.engines import ENGINES
 from cris_edge.files import whole_file
 from cris_edge.segmenter import Info
 from training import checkpoint
-from training.arguments import at_least, documented, refusals
+from training.arguments import at_least, documented, file_to_write, image_to_write, refusals
 from training.errors import DataError
 from training.evaluation import Evaluation
 from training.hearing import FULL, SIDE, SWAPPED, WRONG, Hearing, listen
@@ -144,9 +145,7 @@ def run(options: argparse.Namespace) -> None:
     hearing = listen(segmenter, data)
     figures = {heading: probe(hearing) for heading, probe in PROBES.items()}
     figures["Size"] = size_of(options.model, segmenter)
-    report = Report(
-        str(options.model), segmenter.info, str(options.data), segmenter.threshold, figures
-    )
+    report = Report(str(options.model), segmenter.info, data.name, segmenter.threshold, figures)
     print(report.text())
     if options.json:
         with whole_file(options.json) as file:
@@ -170,12 +169,12 @@ def parser() -> argparse.ArgumentParser:
     add = arguments.add_argument
     add("model", type=Path, help="a checkpoint (.safetensors) or a bundle (folder or zip)")
     add("--data", type=Path, required=True, help="a data folder: docs/data.md")
-    add("--engine", default="auto", help="of a bundle: auto, onnxruntime, openvino")
+    add("--engine", default="auto", choices=["auto", *ENGINES], help="of a bundle")
     add("--threads", type=at_least(1), help="processor threads; default: the engine's choice")
-    add("--json", type=Path, help="write figures, versions and machine there")
+    add("--json", type=file_to_write, help="write figures, versions and machine there")
     add(
         "--sheet",
-        type=Path,
+        type=image_to_write,
         help="write sheets of what says left or right there: NAME-left-and-right-swapped.png, …",
     )
     return arguments

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -185,6 +186,11 @@ def read_recipe(
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not YAML: {error}") from error
     return _checked(values, kind)
+
+
+def as_override(name: str, value: str | Path) -> str:
+    """An override that is text as it stands, whatever YAML would make of it."""
+    return f"{name}={json.dumps(str(value), ensure_ascii=False)}"
 
 
 def _checked(values: dict[str, Any], kind: type[_Kind]) -> _Kind:

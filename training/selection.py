@@ -51,7 +51,7 @@ class FolderData:
     usual: tuple[str, ...] = ("val",)
 
     def __init__(self, folder: Path):
-        self.folder = folder
+        self.folder, self.name = folder, str(folder)
 
     def select(self, splits: Sequence[str], sentences: Sentences | None) -> list[Selection]:
         """The samples of each source of each split.
@@ -96,6 +96,7 @@ class ReferenceData:
 
     def __init__(self, folder: Path, photos: Path | None = None):
         self._set = open_references(folder, photos)
+        self.name = str(folder)
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -147,7 +148,7 @@ class SceneData:
     usual: tuple[str, ...] = ("val",)
 
     def __init__(self, count: int):
-        self.count = count
+        self.count, self.name = count, f"{count} made-up scenes"
 
     def select(self, splits: Sequence[str], sentences: Sentences | None) -> list[Selection]:
         """The samples of the world's one split; `sentences` is of no use here.
@@ -156,7 +157,7 @@ class SceneData:
             DataError: the photos under the scenes are missing.
         """
         del splits, sentences
-        title = f"{self.count} made-up scenes, none of them trained on"
+        title = f"{self.name}, none of them trained on"
         return [Selection("scenes", title, "val", scene_samples(self.count))]
 
     def training(self, selection: Selection) -> list[Sample]:

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from training import checkpoint
-from training.arguments import at_least, documented, refusals
+from training.arguments import at_least, documented, file_to_write, refusals
 from training.data.batches import TrainingData, build_data, encode, photo_phrases, photo_samples
 from training.data.nouns import EVERY_NOUN
 from training.data.prepared import open_references
@@ -139,7 +139,7 @@ def parser() -> argparse.ArgumentParser:
     arguments = documented("training.words", __doc__, EXAMPLE)
     add = arguments.add_argument
     add("--config", required=True, help="a recipe, see training/configs/")
-    add("--out", type=Path, required=True, help="the checkpoint (.safetensors)")
+    add("--out", type=file_to_write, required=True, help="the checkpoint (.safetensors)")
     add("--phrases", type=Path, action="append", default=[], metavar="FILE",
         help="more phrases, one a line, gzipped or not; may be given several times")  # fmt: skip
     add("--steps", type=at_least(1), default=600, help="default: %(default)s")

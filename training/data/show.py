@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cris_edge.files import write_image
-from training.arguments import at_least, refusals
+from training.arguments import at_least, image_to_write, refusals
 from training.data.pasted import Paster
 from training.data.prepared import DESCRIPTION, open_references
 from training.data.references import samples_of
@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--columns", type=at_least(1), default=4)
     parser.add_argument("--rows", type=at_least(1), default=2)
     parser.add_argument("--seed", type=at_least(0), default=0)
-    parser.add_argument("-o", "--output", type=Path, default=Path("sheet.png"))
+    parser.add_argument("-o", "--output", type=image_to_write, default=Path("sheet.png"))
     options = parser.parse_args(arguments)
     return refusals(lambda: run(options))
 
