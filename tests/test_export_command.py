@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from export.build import Job, build, main
 from export.errors import ExportError
 from export.graphs import Source
 from export.onnx import export_onnx
+from export.place import put_in_place, workspace
 from export.verify import MAX_PHOTOS, find_photos
 from tests.export_models import NOTES, PHOTOS, make_model, seasoned
 from tests.scenes import small_model, small_tokenizer
@@ -104,30 +106,31 @@ def test_an_older_bundle_is_replaced_whole(tmp_path: Path, kept: Path) -> None:
     assert Bundle.open(out).threshold == 0.25
 
 
-@pytest.mark.parametrize("times", [0, 1], ids=["the older one away", "the new one there"])
+@pytest.mark.parametrize("renames", [1, 2], ids=["the older one away", "the new one there"])
 def test_a_signal_between_two_renames_loses_no_bundle(
-    times: int, tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
+    renames: int, tmp_path: Path, small_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "replaced"  # a name that the work has for a folder of its own
-    build(Job(kept, out, photos=PHOTOS[:1]), say=lambda line: None)
-    created = (out / "bundle.json").stat().st_ino
+    shutil.copytree(small_bundle, out)
+    older = (out / "bundle.json").stat().st_ino
     rename, seen = Path.replace, []
 
     def interrupted(self: Path, target: Path) -> Path:
-        """Ctrl-C comes right after a folder was renamed to or from the bundle's place."""
+        """Ctrl-C comes right after so many renames."""
         result = rename(self, target)
-        if out in (self, target):
-            seen.append(target)
-            if len(seen) == times + 1:
-                raise KeyboardInterrupt
+        seen.append(target)
+        if len(seen) == renames:
+            raise KeyboardInterrupt
         return result
 
-    monkeypatch.setattr(Path, "replace", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        build(Job(kept, out, photos=PHOTOS[:1]), say=lambda line: None)
-    assert Bundle.open(out).precision == "float32"
-    assert ((out / "bundle.json").stat().st_ino == created) == (times == 0)
-    assert {entry.name for entry in tmp_path.iterdir()} <= {"replaced", kept.name}
+    with workspace(out) as temporary:
+        finished = Path(shutil.copytree(small_bundle, temporary / "finished" / out.name))
+        monkeypatch.setattr(Path, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            put_in_place(Bundle.open(finished), out, [], temporary, say=lambda line: None)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["replaced"]
+    assert Bundle.open(out).name == Bundle.open(small_bundle).name
+    assert ((out / "bundle.json").stat().st_ino == older) == (renames == 1)
 
 
 def test_a_model_is_exported_for_another_input(tmp_path: Path, kept: Path) -> None:

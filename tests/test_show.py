@@ -65,11 +65,3 @@ def test_show_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["--data", str(tmp_path), "-o", str(tmp_path / "x.png")]) == 2
     assert "instances_val.json is missing" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
-
-
-def test_show_refuses_a_format_it_cannot_write(
-    photo_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["--data", str(photo_folder), "-o", str(photo_folder / "sheet.nonsense")]) == 2
-    assert ".png or .jpg" in capsys.readouterr().err
-    assert not (photo_folder / "sheet.nonsense").exists()
