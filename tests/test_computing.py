@@ -33,10 +33,10 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def gradients(recipe: Path, accumulate: int) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Losses and gradients of the first step, with the statistics that batch norm starts from."""
-    trainer = start(recipe, f"accumulate={accumulate}")
+    trainer = start(recipe, "photos=8", f"accumulate={accumulate}")
     parts = next(trainer.batches())
     assert len(parts) == accumulate
-    assert {len(part["image"]) for part in parts} == {4 // accumulate}
+    assert {len(part["image"]) for part in parts} == {8 // accumulate}
     # Those of a part differ from those of the whole, and it is not batch norm that is tested.
     trainer.objective.eval()
     losses = trainer.learn(parts)

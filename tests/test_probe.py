@@ -377,6 +377,15 @@ def test_a_checkpoint_of_data_without_written_expressions(
     assert any(line.startswith("area under the ROC curve 0 - 0.500") for line in lines)
 
 
+def test_data_without_a_training_split_are_probed(tmp_path: Path) -> None:
+    data = write_scenes(tmp_path / "data")
+    (data / "instances_train.json").unlink()
+    hearing = listen(Deaf(), FolderData(data), progress=False)  # type: ignore[arg-type]
+    blind = figures(hearing, "Blind baselines, written")
+    assert hearing.learned is None
+    assert blind["points above the best"][1] is not None
+
+
 def test_what_cannot_be_probed_is_refused_in_one_line(
     small_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -62,10 +62,11 @@ def test_the_papers_recipes_are_the_papers(dataset: str, words: int, depth: int)
     # Cross-entropy alone, and nothing else that the paper does not have.
     others = (
         "dice", "which", "referent", "naming", "clip_norm", "ema", "mirror", "absent",
-        "several", "warmup_steps",
+        "several", "warmup_steps", "quiet", "pasted",
     )  # fmt: skip
     assert not any(getattr(recipe, name) for name in others)
     assert not recipe.frozen_statistics
+    assert recipe.outlines == "published"
 
 
 @pytest.mark.parametrize("text", ["", "# nothing yet\n", "{}"])

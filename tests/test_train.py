@@ -274,6 +274,13 @@ def test_overrides_may_stand_on_both_sides_of_an_option(
     assert "fewer than the 5 of one batch" in last_line(capsys.readouterr().err)
 
 
+def test_one_photo_with_one_phrase_is_no_part_of_a_batch(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(capsys, recipe, tmp_path / "out", "accumulate=2", "photos=2", "phrases=1")
+    assert "take more photos, more phrases, or a smaller accumulate" in line
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [

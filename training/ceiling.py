@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> None:
     # A reference has one mask, however many sentences.
     sentences: Sentences | None = "first" if isinstance(data, ReferenceData) else None
     for size in options.size:
-        if size % 32 or size <= 0:
+        if size % 32:
             raise RecipeError(f"--size: a model's input is a multiple of 32, not {size}")
     for part in select(data, options.split, sentences):
         samples = part.samples[: options.first]

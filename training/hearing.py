@@ -76,6 +76,9 @@ def listen(segmenter: Segmenter, data: FolderData, progress: bool = True) -> Hea
         for sample, phrases in zip(group, asked[name], strict=True)
         for phrase in phrases.values()
     ]
+    # Before hours of predicting, since it can be refused.
+    training = data.training(written) if written else []
+    learned = best_ellipse(training) if training else None
     records = iter(evaluate_pairs(segmenter, pairs, progress))
     heard = {
         name: [
@@ -84,7 +87,6 @@ def listen(segmenter: Segmenter, data: FolderData, progress: bool = True) -> Hea
         ]
         for name, group in samples.items()
     }
-    learned = best_ellipse(data.training(written)) if written else None
     return Hearing(heard.get("written", ()), heard.get("derived", ()), heard[SEVERAL], learned)
 
 
