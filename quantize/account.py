@@ -44,7 +44,7 @@ class Account:
         same = agreement(self.before.parts, self.after.parts)
         return [
             table({"float": self.before, "INT8": self.after}),
-            f"{'timed' if self.times_faster else 'not timed'}: {self.timed}",
+            f"{'timed' if self.times_faster is not None else 'not timed'}: {self.timed}",
             f"masks of float and INT8 agree on {same:.2%} of pixels",
             f"{len(self.kept)} layers in INT8; {len(self.given_back)} in float, and "
             f"{', '.join(self.always_float)}:",

@@ -180,6 +180,8 @@ class _Run:
         if self.job.chart is not None:
             draw_chart(self.job.chart, self.damage, kept)
             self.say(f"sensitivity of {len(self.damage)} layers: {self.job.chart}")
+        # Before it is timed, or built by NVIDIA's builder.
+        self._refuse(reasons)
         return self._finish(self.candidates.write(kept, folder), tried[given_back], kept, reasons)
 
     def kept(self, given_back: int) -> list[Layer]:
@@ -232,14 +234,18 @@ class _Run:
         for line in account.lines():
             self.say(line)
         reasons = [*reasons, *account.slower()]
+        self._refuse(reasons)
+        report = account.as_dict(reasons)
+        about = {"calibration": self._calibration(), "made_with": self._made_with()}
+        return describe(bundle, {"quantization": report | about})
+
+    def _refuse(self, reasons: Sequence[str]) -> None:
+        """End here where there are reasons to, unless the bundle is wanted in spite of them."""
         if reasons and not self.job.force:
             raise QuantizeError(
                 f"{'; '.join(reasons)}. No bundle was written; --force writes it all the same, and "
                 "lets it say so"
             )
-        report = account.as_dict(reasons)
-        about = {"calibration": self._calibration(), "made_with": self._made_with()}
-        return describe(bundle, {"quantization": report | about})
 
     def _time(self, bundle: Bundle) -> Timing:
         """Race a bundle against the float one; for TensorRT against the same model in half."""

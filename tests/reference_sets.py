@@ -39,7 +39,12 @@ GENERAL: list[Told] = [
 
 def write_set(root: Path, told: list[Told], name: str = "made") -> Path:
     """Write a prepared set that says the same of each of four scenes; its folder."""
-    data = write_folder(root / "data", scenes=SCENES)
+    return write_scenes_set(root, [told] * SCENES, name)
+
+
+def write_scenes_set(root: Path, told: list[list[Told]], name: str) -> Path:
+    """Write a prepared set with what is said of each scene; its folder."""
+    data = write_folder(root / "data", scenes=len(told))
     photos = tuple(read_photos(data / "instances_val.json", data / "photos"))
     entries = [
         Entry(
@@ -51,7 +56,7 @@ def write_set(root: Path, told: list[Told], name: str = "made") -> Path:
             sentences=sentences,
         )
         for scene, photo in enumerate(photos)
-        for place, (split, objects, sentences) in enumerate(told)
+        for place, (split, objects, sentences) in enumerate(told[scene])
     ]
     source = data / "instances_val.json"
     made = ReferenceSet(name, data / "photos", (source,), photos, tuple(entries))

@@ -173,6 +173,18 @@ def test_a_chart_in_the_bundles_folder_is_refused(tmp_path: Path, sensitive_bund
     assert not list(tmp_path.iterdir())
 
 
+def test_a_budget_that_cannot_be_kept_is_refused_before_anything_is_timed(
+    tmp_path: Path, sensitive_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantize.job, "loss", lambda before, after: 5.0)
+    monkeypatch.delattr(quantize.job, "race")
+    chart = tmp_path / "chart.png"
+    with pytest.raises(QuantizeError, match=r"cannot be kept: the loss is 5\.00.*--force"):
+        calibrate(job(sensitive_bundle, tmp_path / "int8", budget=2.0, chart=chart), silent)
+    # What tells why is there, and nothing else.
+    assert [entry.name for entry in tmp_path.iterdir()] == ["chart.png"]
+
+
 def test_a_bundle_that_is_not_faster_is_refused_unless_forced(
     tmp_path: Path, sensitive_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

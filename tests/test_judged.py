@@ -10,11 +10,7 @@ import pytest
 from cris_edge.bundle import Bundle
 from quantize.calibrate import main as calibrate
 from quantize.report import main as report
-from tests.reference_sets import PLAIN, SCENES, write_set
-from tests.scenes import write_folder
-from training.data.coco import read_photos
-from training.data.prepared import write_references
-from training.data.references import Entry, ReferenceSet
+from tests.reference_sets import PLAIN, Told, write_scenes_set, write_set
 from training.evaluate import main as evaluate
 
 SPLITS = ("train", "train", "val", "testA")
@@ -24,16 +20,8 @@ SPLITS = ("train", "train", "val", "testA")
 @pytest.fixture
 def parted(tmp_path: Path) -> Path:
     """A prepared set with a test split, each scene of one split."""
-    data = write_folder(tmp_path / "data", scenes=SCENES)
-    source = data / "instances_val.json"
-    photos = tuple(read_photos(source, data / "photos"))
-    entries = tuple(
-        Entry(place, split, photo.id, place, (photo.instances[2].id,), ("the dog",))
-        for place, (split, photo) in enumerate(zip(SPLITS, photos, strict=True))
-    )
-    made = ReferenceSet("parted", data / "photos", (source,), photos, entries)
-    write_references(made, tmp_path / "prepared", {})
-    return tmp_path / "prepared"
+    told: list[list[Told]] = [[(split, (2,), ("the dog",))] for split in SPLITS]
+    return write_scenes_set(tmp_path, told, "parted")
 
 
 def test_layers_in_int8_are_not_chosen_by_a_test_split(

@@ -53,9 +53,14 @@ def test_a_folder_is_no_file(name: str, tmp_path: Path, capsys: pytest.CaptureFi
     main, arguments = COMMANDS[name]
     said = refusal(main, [*arguments, str(tmp_path)], capsys)
     assert f"{tmp_path}: expected a file to write, this is a folder" in said
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_a_picture_has_a_format(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_picture_has_a_format(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     main, arguments = PICTURES[name]
-    assert "no image format for '.txt'" in refusal(main, [*arguments, "sheet.txt"], capsys)
+    said = refusal(main, [*arguments, str(tmp_path / "sheet.txt")], capsys)
+    assert "no image format for '.txt'; use .png or .jpg" in said
+    assert not list(tmp_path.iterdir())

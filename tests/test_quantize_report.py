@@ -47,6 +47,7 @@ def test_bundles_are_compared_side_by_side(
         assert 0 <= one["scores"]["scenes"]["mIoU"] <= 1
     # The plot, then a row of two tiles for each of the samples that lost most.
     drawn = cv2.imread(str(picture))
+    assert drawn.shape[0] > 420 + 6 * 180
     tiles = drawn[420:].reshape(6, -1, drawn.shape[1], 3)
     for column in (0, 252):
         assert (tiles[:, :, column : column + 240].min(axis=(1, 2, 3)) < 200).all()

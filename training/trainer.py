@@ -73,6 +73,21 @@ def parameter_groups(objective: Objective, recipe: Recipe) -> list[dict[str, Any
     ]
 
 
+def _check_parts(recipe: Recipe) -> None:
+    """Refuse a batch that cannot be shared by the processes, or whose parts are too small."""
+    _, size = world()
+    if recipe.photos % (size * recipe.accumulate):
+        raise RecipeError(
+            f"photos: a batch of {recipe.photos} cannot be shared by {size} processes in "
+            f"{recipe.accumulate} parts each"
+        )
+    if size == 1 and recipe.photos // recipe.accumulate * recipe.phrases == 1:
+        raise RecipeError(
+            "photos: a part of one photo with one phrase has no spread, which batch norm "
+            "divides by: take more photos, more phrases, or a smaller accumulate"
+        )
+
+
 class Trainer:
     """One process's part of a run."""
 
@@ -98,17 +113,7 @@ class Trainer:
             CheckpointError: the weights to start from cannot be had.
             RecipeError: the batch cannot be shared by the processes, or its parts are too small.
         """
-        _, size = world()
-        if recipe.photos % (size * recipe.accumulate):
-            raise RecipeError(
-                f"photos: a batch of {recipe.photos} cannot be shared by {size} processes in "
-                f"{recipe.accumulate} parts each"
-            )
-        if size == 1 and recipe.photos // recipe.accumulate * recipe.phrases == 1:
-            raise RecipeError(
-                "photos: a part of one photo with one phrase has no spread, which batch norm "
-                "divides by: take more photos, more phrases, or a smaller accumulate"
-            )
+        _check_parts(recipe)
         torch.manual_seed(recipe.seed)
         # Inputs have one size, for which the fastest convolutions are worth a search.
         torch.backends.cudnn.benchmark = True
