@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import logging
 import os
+import sys
 
 from cris_edge.bundle import Bundle
 from cris_edge.engines.base import OFFERED, Engine
@@ -16,6 +17,9 @@ logger = logging.getLogger(__name__)
 # ONNX Runtime 1.29 and later report sessions to Microsoft, and keep an identifier in the user's
 # cache, unless they are told not to before they are imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+# OpenVINO reports its import to Google, and leaves an identifier in the user's home, by a package
+# that it does without where it is not found.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 # Best first: what `auto` tries.
 ENGINES = {"tensorrt": "TensorRt", "openvino": "OpenVino", "onnxruntime": "OnnxRuntime"}
