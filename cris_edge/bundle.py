@@ -105,13 +105,13 @@ class Bundle:
     @classmethod
     def _open(cls, path: Path) -> Bundle:
         if path.is_dir():
-            return _read(path)
+            return _read(path, path)
         if not path.exists():
             raise BundleError(f"{path}: no such bundle; expected a folder or a zip file")
         folder = Path(tempfile.mkdtemp(prefix="cris-edge-"))
         try:
             _unpack(path, folder)
-            bundle = _read(folder)
+            bundle = _read(folder, path)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -124,7 +124,7 @@ class Bundle:
 
     @property
     def size(self) -> int:
-        """Bytes of all its files."""
+        """Bytes of all files that it lists."""
         return sum((self.folder / name).stat().st_size for name in self.about["files"])
 
     @property
@@ -147,7 +147,7 @@ def write_specification(folder: Path, fields: Mapping[str, Any]) -> Bundle:
     about["files"] = {name: sha256(folder / name) for name in other_files(folder, ())}
     text = json.dumps(about, indent=1, ensure_ascii=False) + "\n"
     (folder / SPECIFICATION).write_text(text, encoding="utf-8")
-    return _read(folder)
+    return _read(folder, folder)
 
 
 def write_zip(bundle: Bundle, path: str | Path) -> None:
@@ -198,14 +198,23 @@ def _inside(name: str) -> PurePosixPath:
     return pure
 
 
-def _read(folder: Path) -> Bundle:
-    """Read `bundle.json`, check it field by field, then check every file."""
+def _read(folder: Path, given: Path) -> Bundle:
+    """Read `bundle.json`, check it field by field, then check every file.
+
+    Args:
+        folder: where the files are.
+        given: what errors call it: the folder, or the zip file that was unpacked there.
+    """
     try:
         about = json.loads((folder / SPECIFICATION).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise BundleError(f"{folder}: no {SPECIFICATION}, so this is no bundle") from None
+        inner = next(folder.glob(f"*/{SPECIFICATION}"), None)
+        hint = (
+            f"; there is one in its folder {inner.parent.name}: give or pack that" if inner else ""
+        )
+        raise BundleError(f"{given}: no {SPECIFICATION}, so this is no bundle{hint}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(f"{folder / SPECIFICATION}: cannot be read: {error}") from error
+        raise BundleError(f"{given / SPECIFICATION}: cannot be read: {error}") from error
     fields = _Fields(about, SPECIFICATION)
     if fields.text("format") != FORMAT:
         raise BundleError(f"expected the format {FORMAT!r}, got {about['format']!r}")
@@ -224,10 +233,11 @@ def _read(folder: Path) -> Bundle:
         if name not in about["files"]:
             raise BundleError(f"{name!r} is used, but is not among the bundle's files")
     for name in other_files(folder, about["files"]):
-        # What begins with a dot is the system's.
-        if not any(part[0] == "." for part in PurePosixPath(name).parts):
+        # What macOS leaves in every folder and archive; no engine reads it.
+        last = PurePosixPath(name).name
+        if last != ".DS_Store" and not last.startswith("._"):
             raise BundleError(
-                f"{folder}: holds {name!r}, which {SPECIFICATION} does not list; "
+                f"{given}: holds {name!r}, which {SPECIFICATION} does not list; "
                 "take it out of the bundle's folder"
             )
     return bundle
@@ -251,7 +261,12 @@ def _verify_files(folder: Path, files: _Fields) -> None:
 
 def other_files(folder: Path, listed: Collection[str]) -> list[str]:
     """Names of the files in a bundle's folder beside `bundle.json` and those it lists."""
-    found = (path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir())
+    # A link to a folder is no folder of the bundle's.
+    found = (
+        path.relative_to(folder)
+        for path in folder.rglob("*")
+        if path.is_symlink() or not path.is_dir()
+    )
     return sorted({path.as_posix() for path in found} - {SPECIFICATION, *listed})
 
 

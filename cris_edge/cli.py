@@ -17,13 +17,14 @@ import numpy as np
 import tokenizers
 
 from cris_edge import __version__
-from cris_edge.engines import ENGINES, installed
+from cris_edge.bundle import Bundle
+from cris_edge.engines import ENGINES, installed, open_engine
 from cris_edge.engines.base import OFFERED
 from cris_edge.errors import CrisEdgeError
-from cris_edge.files import write_image
+from cris_edge.files import check_image_name, write_image
 from cris_edge.photo import as_photo
 from cris_edge.segmentation import Segmentation, draw
-from cris_edge.segmenter import Segmenter
+from cris_edge.segmenter import SHIPPED, Segmenter
 
 EXAMPLES = """examples:
   cris-edge predict street.jpg "the man in the red shirt" -o overlay.png
@@ -42,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status: int = options.run(options)
     except CrisEdgeError as error:
-        print(f"cris-edge: {error}", file=sys.stderr)
+        # Engines tell of what failed in several lines.
+        told = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+        print(f"cris-edge: {told}", file=sys.stderr)
         return 2
     return status
 
@@ -79,6 +82,8 @@ def parser() -> argparse.ArgumentParser:
 
 def predict(options: argparse.Namespace) -> int:
     """`cris-edge predict`: a line or a JSON object for each phrase, and the overlay."""
+    if options.output is not None:
+        check_image_name(options.output)
     photo = as_photo(options.photo)
     segmenter = Segmenter(options.bundle, options.engine, options.threads, options.precision)
     results, milliseconds = timed(segmenter, photo, options.phrases)
@@ -125,27 +130,38 @@ def as_json(result: Segmentation, segmenter: Segmenter, milliseconds: float) -> 
 
 
 def check(options: argparse.Namespace) -> int:
-    """`cris-edge check`: versions, engines, and a prediction with each engine found."""
+    """`cris-edge check`: versions, engines, and a prediction with each that runs what ships."""
     del options
     print(f"cris-edge {__version__}, Python {platform.python_version()}, {platform.platform()}")
     for name, package in (("numpy", np), ("opencv", cv2), ("tokenizers", tokenizers)):
         print(f"  {name} {package.__version__}")
-    found = installed()
+    found, works = installed(), 0
     for name in ENGINES:
-        print(f"  {name}: {check_engine(name) if name in found else 'not installed'}")
-    if not found:
-        print("no engine: pip install 'cris-edge[onnxruntime]'", file=sys.stderr)
+        told = "not installed"
+        if name in found:
+            try:
+                told = check_engine(name)
+                works += 1
+            except CrisEdgeError as error:
+                told = f"fails: {error}"
+        print(f"  {name}: {told}")
+    if not works:
+        print("no engine works: pip install 'cris-edge[onnxruntime]'", file=sys.stderr)
         return 2
     return 0
 
 
 def check_engine(name: str) -> str:
-    """Run the shipped model on a grey photo with one engine, and say how it went."""
-    try:
-        segmenter = Segmenter(engine=name)
-        grey = np.full((480, 640, 3), 128, np.uint8)
-        _, milliseconds = timed(segmenter, grey, ["the man in red"])
-    except CrisEdgeError as error:
-        return f"fails: {error}"
+    """Run the shipped model on a grey photo with one engine, if it is one that runs it.
+
+    Raises:
+        CrisEdgeError: the engine fails.
+    """
+    engine = open_engine(name)
+    if reason := engine.unfit(Bundle.open(SHIPPED)):
+        return f"{engine.version}, ready; {reason}"
+    segmenter = Segmenter(engine=name)
+    grey = np.full((480, 640, 3), 128, np.uint8)
+    _, milliseconds = timed(segmenter, grey, ["the man in red"])
     info = segmenter.info
     return f"{info.engine_version}, runs {info.model} ({info.precision}) in {milliseconds:.0f} ms"

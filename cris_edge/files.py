@@ -20,9 +20,13 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """A temporary file beside `path` to write to; it takes the name `path` when the block ends.
 
     When the block raises, nothing is left and what was at `path` stays. The folder of `path` is
-    made where it is missing.
+    made where it is missing. A link stays, and what it leads to is written.
+
+    Raises:
+        InputError: a folder, a device or a pipe has the name.
     """
-    path = Path(path)
+    path = _resolved(path)
+    _check_kind(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{_beginning(path)}{secrets.token_hex(8)}")
     # For all to read, where the user's umask has nothing against it.
@@ -39,7 +43,12 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 def unfinished(path: Path) -> Iterator[Path]:
     """What is being written for `path`, or was when a process was killed."""
+    path = _resolved(path)
     return path.parent.glob(f"{glob.escape(_beginning(path))}*")
+
+
+def _resolved(path: str | Path) -> Path:
+    return Path(os.path.realpath(path))
 
 
 def _beginning(path: Path) -> str:
@@ -48,20 +57,42 @@ def _beginning(path: Path) -> str:
 
 
 def check_file_name(path: str | Path) -> None:
-    """Refuse, before any work, a name that a folder has.
+    """Refuse, before any work, a name by which no file can be written.
 
     Raises:
-        InputError: it is a folder's.
+        InputError: it is that of a folder, a device or a pipe; or a file stands, or nothing may be
+            written, where its folder is or would be made.
     """
-    if Path(path).is_dir():
+    _check_kind(Path(path))
+    check_parents(path)
+
+
+def _check_kind(path: Path) -> None:
+    if path.is_dir():
         raise InputError(f"{path}: expected a file to write, this is a folder")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: expected a file to write, this is a device or a pipe")
+
+
+def check_parents(path: str | Path) -> None:
+    """Refuse, before any work, a place in a folder that is none, or that cannot be written to.
+
+    Raises:
+        InputError: with the name of the parent.
+    """
+    # The nearest that is there; others are made.
+    nearest = next(parent for parent in _resolved(path).parents if os.path.lexists(parent))
+    if not nearest.is_dir():
+        raise InputError(f"{path}: {nearest} is a file, not a folder; choose another place")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"{path}: nothing may be written in {nearest}; choose another place")
 
 
 def check_image_name(path: str | Path) -> None:
     """Refuse, before any work, a name by which no image is written.
 
     Raises:
-        InputError: the suffix is no image format, or a folder has the name.
+        InputError: the suffix is no image format, or `check_file_name` refuses it.
     """
     path = Path(path)
     if not path.suffix or not cv2.haveImageWriter(f"image{path.suffix}"):

@@ -13,7 +13,7 @@ from cris_edge.engines.base import Graph
 from cris_edge.tokenizer import Tokenizer
 
 KEPT = 256
-"""Phrases kept: 20 MB of the smallest model, 56 MB of full CRIS."""
+"""Phrases kept: 20 MB of cris_edge_s, 56 MB of full CRIS."""
 
 Said = dict[str, NDArray[np.generic]]
 

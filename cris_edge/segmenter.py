@@ -239,7 +239,8 @@ class Segmenter:
                 several; in its turn, a photo that cannot be used.
             EngineError: the engine failed.
         """
-        if isinstance(photos, (str, bytes, os.PathLike, np.ndarray)):
+        one = isinstance(photos, (str, bytes, os.PathLike, np.ndarray))
+        if one or not isinstance(photos, Iterable):
             raise InputError(
                 "stream takes photo after photo, such as a list of paths or a camera's frames; "
                 f"this is one {type(photos).__name__}: give it to predict, or in a list"

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from cris_edge.bundle import SPECIFICATION, Bundle, other_files
+from cris_edge.bundle import FORMAT, SPECIFICATION, Bundle, other_files
+from cris_edge.files import check_file_name, check_parents
 from export.errors import ExportError
 
 
@@ -16,28 +17,26 @@ def check_place(out: Path, beside: Sequence[Path]) -> None:
     """Refuse to replace anything but a bundle and files beside it.
 
     Raises:
-        ExportError: something else is at one of the places.
+        ExportError: something else is at the bundle's place.
+        InputError: a file cannot be written beside it, or the bundle not in its folder.
     """
     if out.exists() and not out.is_dir():
         raise ExportError(f"{out}: expected a folder to write, this is a file")
-    for parent in out.parents:
-        if parent.exists() and not parent.is_dir():
-            raise ExportError(f"{out}: {parent} is a file; choose another --out")
+    check_parents(out)
     if out.is_dir() and (others := other_files(out, _listed(out))):
         raise ExportError(
             f"{out}: holds other files than a bundle's, which would be lost: {others[0]}; "
             "choose another --out"
         )
     for place in beside:
-        if place.is_dir():
-            raise ExportError(f"{place}: expected a file to write, this is a folder")
+        check_file_name(place)
 
 
 def _listed(out: Path) -> list[str]:
-    """The files of the bundle that is there, whole or not."""
+    """The files of the bundle that is there, whole or not; of any other program's, none."""
     try:
         about = json.loads((out / SPECIFICATION).read_text(encoding="utf-8"))
-        return [str(name) for name in about["files"]]
+        return [str(name) for name in about["files"]] if about["format"] == FORMAT else []
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return []
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cris_edge import Segmenter
 from cris_edge.bundle import Bundle
-from cris_edge.engines import answers, installed, open_engine
+from cris_edge.engines import answers, installed, open_engine, unfit
 from cris_edge.engines.base import Engine
 from cris_edge.errors import EngineError
 from cris_edge.photo import Photo, as_photo
@@ -131,8 +131,8 @@ def verify(
             no number.
         InputError: a photo cannot be read.
     """
-    opened = map(open_engine, filter(answers, installed()))
-    engines = [engine for engine in opened if not engine.unfit(bundle)]
+    fit = (name for name in filter(answers, installed()) if not unfit(name, bundle))
+    engines = [open_engine(name) for name in fit]
     if not engines:
         raise ExportError(
             f"no engine for {', '.join(sorted(bundle.suffixes))} is installed, so the export "

@@ -232,13 +232,25 @@ def test_a_description_that_is_wrong_is_refused_with_the_reason(
 
 
 def test_what_a_graph_could_read_and_no_sum_covers_is_refused(folder: Path) -> None:
-    (folder / ".DS_Store").write_bytes(b"the system's")
+    for name in (".DS_Store", "text/._tokens"):
+        (folder / name).write_bytes(b"the system's")
     assert Bundle.open(folder).name == "made_up"
-    (folder / "text" / "weights.bin").write_bytes(b"beside a graph")
-    with pytest.raises(
-        BundleError, match=r"holds 'text/weights\.bin', which bundle\.json does not"
-    ):
+    for name in ("text/weights.bin", ".weights.bin"):
+        (folder / name).write_bytes(b"beside a graph")
+        with pytest.raises(BundleError, match=rf"holds '{name}', which bundle\.json does not"):
+            Bundle.open(folder)
+        (folder / name).unlink()
+    (folder / "linked").symlink_to(folder.parent)
+    with pytest.raises(BundleError, match=r"holds 'linked', which bundle\.json does not"):
         Bundle.open(folder)
+
+
+def test_a_zip_of_the_folder_itself_is_told_from_no_bundle(folder: Path, tmp_path: Path) -> None:
+    packed = shutil.make_archive(str(tmp_path / "p"), "zip", folder.parent, folder.name)
+    with pytest.raises(
+        BundleError, match=rf"^{packed}: no bundle\.json, .* in its folder {folder.name}:"
+    ):
+        Bundle.open(packed)
 
 
 @pytest.mark.parametrize("name", ["a" * 300, "a" * 300 + ".zip"])

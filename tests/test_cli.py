@@ -19,7 +19,7 @@ import openvino
 import pytest
 import tokenizers
 
-from cris_edge import BundleError, EngineError, Segmenter, draw
+from cris_edge import BundleError, EngineError, Segmenter, cli, draw
 from cris_edge.bundle import Bundle, sha256, write_zip
 from cris_edge.cli import main
 from cris_edge.tokenizer import build
@@ -129,19 +129,21 @@ def refused(status: int, capfd: pytest.CaptureFixture[str]) -> str:
     [
         ("overlay.nonsense", "no image format for '.nonsense'; use .png or .jpg"),
         ("overlay", "no image format for ''; use .png or .jpg"),
-        ("street.png/overlay.png", "overlay.png: cannot be written"),
+        ("street.png/overlay.png", "street.png is a file, not a folder"),
         ("folder.png", "folder.png: expected a file to write, this is a folder"),
     ],
 )
-def test_an_overlay_that_cannot_be_written_leaves_nothing_behind(
+def test_where_no_overlay_can_be_written_is_refused_before_all_else(
     predict: Callable[..., int],
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
     output: str,
     message: str,
 ) -> None:
     (tmp_path / "folder.png").mkdir()
     before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr("cris_edge.cli.Segmenter", None)  # nothing is loaded
     assert message in refused(predict("red car", "-o", tmp_path / output), capfd)
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -214,6 +216,26 @@ def test_check_prints_versions_and_engines(
     assert openvino.__version__.split("-")[0] in lines["openvino"]
 
 
+def test_check_tells_an_engine_for_other_bundles_from_one_that_fails(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensorrt = pytest.importorskip("cris_edge.engines.tensorrt", reason="needs cuda-python")
+    monkeypatch.setattr(cli, "installed", lambda: ["tensorrt"])
+
+    def fail(self: object) -> None:
+        raise EngineError("no GPU")
+
+    monkeypatch.setattr(tensorrt.TensorRt, "__init__", fail)
+    assert main(["check"]) == 2
+    out, err = capsys.readouterr()
+    assert "  tensorrt: fails: no GPU" in out
+    assert "no engine works: pip install" in err
+    monkeypatch.setattr(tensorrt.TensorRt, "__init__", lambda self: None)
+    monkeypatch.setattr(tensorrt.TensorRt, "version", "10.7.0", raising=False)
+    assert main(["check"]) == 0
+    assert "tensorrt: 10.7.0, ready; tensorrt runs bundles that were" in capsys.readouterr().out
+
+
 def test_help_teaches_by_examples_and_the_version_is_the_packages(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -257,42 +279,69 @@ def test_no_threads_are_refused(bundle: Path, threads: int) -> None:
 # --- graphs that are not as the bundle says ---
 
 
-def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+Change = Callable[[dict[str, Any]], object]
+
+
+def edit(folder: Path, change: Change) -> None:
     about = json.loads((folder / "bundle.json").read_text())
     change(about)
     (folder / "bundle.json").write_text(json.dumps(about))
 
 
-def put(graph: str, side: str, **fields: object) -> Callable[[dict[str, Any]], object]:
-    return lambda about: about["graphs"][graph][side][0].update(fields)
+def between(tensor: str, **fields: object) -> Change:
+    """A tensor that goes from one graph to the next, described in another way for both."""
+
+    def change(about: dict[str, Any]) -> None:
+        graphs = about["graphs"].values()
+        for one in (t for graph in graphs for side in ("inputs", "outputs") for t in graph[side]):
+            if one["name"] == tensor:
+                one.update(fields)
+
+    return change
 
 
-def swap_sides(about: dict[str, Any]) -> None:
-    graph = about["graphs"]["photo"]
-    graph["inputs"], graph["outputs"] = graph["outputs"], graph["inputs"]
+def larger(about: dict[str, Any]) -> None:
+    about["image"]["size"] = 96
+    about["graphs"]["photo"]["inputs"][0]["shape"] = [1, 96, 96, 3]
+    about["graphs"]["pair"]["outputs"][0]["shape"] = ["phrases", 1, 24, 24]
 
 
-DIFFERENCES = {
-    "name of an input": put("photo", "inputs", name="picture"),
-    "name of an output": put("pair", "outputs", name="mask"),
-    "shape of an input": put("photo", "inputs", shape=[1, 3, 96, 96]),
-    "axes of an input": put("phrase", "inputs", shape=[8]),
-    "shape of an output": put("pair", "outputs", shape=[1, 1, 8, 8]),
-    "type of an input": put("phrase", "inputs", dtype="float32"),
-    "type of an output": put("phrase", "outputs", dtype="int64"),
-    "inputs and outputs swapped": swap_sides,
-    "size of the image": lambda about: about["image"].update(size=96),
-    "length of a phrase": lambda about: about["text"].update(word_len=9),
+def coarser(about: dict[str, Any]) -> None:
+    stride = about["mask"]["stride"] = 2 * about["mask"]["stride"]
+    side = about["image"]["size"] // stride
+    about["graphs"]["pair"]["outputs"][0]["shape"] = ["phrases", 1, side, side]
+
+
+def shorter(about: dict[str, Any]) -> None:
+    about["text"]["word_len"] = 4
+    about["graphs"]["phrase"]["inputs"][0]["shape"] = ["phrases", 4]
+
+
+def exchanged(about: dict[str, Any]) -> None:
+    photo, pair = about["graphs"]["photo"], about["graphs"]["pair"]
+    photo["file"], pair["file"] = pair["file"], photo["file"]
+
+
+# Each is consistent in itself, so that none but the graph can tell.
+DIFFERENCES: dict[str, Change] = {
+    "name": between("p3", name="p2"),
+    "shape": between("p3", shape=[1, 2, 3, 3]),
+    "axes": between("kernel", shape=["phrases", 9]),
+    "type": between("padding", dtype="int64"),
+    "size of the image": larger,
+    "stride of the mask": coarser,
+    "length of a phrase": shorter,
+    "files exchanged": exchanged,
 }
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("change", DIFFERENCES.values(), ids=DIFFERENCES)
 def test_a_graph_that_differs_from_its_description_is_refused_when_loaded(
-    folder: Path, engine: str, change: Callable[[dict[str, Any]], object]
+    folder: Path, engine: str, change: Change
 ) -> None:
     edit(folder, change)
-    with pytest.raises((EngineError, BundleError)):
+    with pytest.raises(EngineError, match=rf"{engine}: .*\.onnx has .*, the bundle says"):
         Segmenter(folder, engine=engine, threads=1)
 
 

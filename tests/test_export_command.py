@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cris_edge import Segmenter
 from cris_edge.bundle import Bundle
+from cris_edge.errors import InputError
 from cris_edge.tokenizer import Tokenizer
 from export.build import Job, build, main
 from export.errors import ExportError
@@ -97,7 +98,9 @@ def test_a_model_that_cannot_be_exported_leaves_the_older_bundle(
 def test_an_older_bundle_is_replaced_whole(tmp_path: Path, kept: Path) -> None:
     out = tmp_path / "new" / "bundle"
     out.mkdir(parents=True)
-    (out / "bundle.json").write_text('{"files": {"left.over": "no sum"}}')
+    (out / "bundle.json").write_text(
+        '{"format": "cris-edge-bundle", "files": {"left.over": "no sum"}}'
+    )
     (out / "left.over").write_text("of another export")
     build(Job(kept, out, photos=PHOTOS[:1]), say=lambda line: None)
     assert not (out / "left.over").exists()
@@ -159,9 +162,17 @@ def test_folders_that_are_no_bundle_are_not_replaced(tmp_path: Path, kept: Path)
         build(Job(kept, tmp_path, photos=PHOTOS))
     with pytest.raises(ExportError, match="this is a file"):
         build(Job(kept, tmp_path / "thesis.txt", photos=PHOTOS))
-    with pytest.raises(ExportError, match=r"thesis\.txt is a file"):
+    with pytest.raises(InputError, match=r"thesis\.txt is a file, not a folder"):
         build(Job(kept, tmp_path / "thesis.txt" / "deep" / "bundle", photos=PHOTOS))
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_what_another_program_calls_bundle_json_is_not_replaced(tmp_path: Path, kept: Path) -> None:
+    (tmp_path / "bundle.json").write_text('{"name": "my web page", "files": ["main.js"]}')
+    (tmp_path / "main.js").write_text("years of work")
+    with pytest.raises(ExportError, match=r"which would be lost: main\.js"):
+        build(Job(kept, tmp_path, photos=PHOTOS))
+    assert (tmp_path / "main.js").read_text() == "years of work"
 
 
 def test_what_lies_in_a_bundles_folder_is_not_lost(tmp_path: Path, kept: Path) -> None:

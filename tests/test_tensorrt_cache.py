@@ -99,13 +99,27 @@ def test_links_and_pipes_are_no_entries(
     cache: PlanCache, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     kept = path.rename(path.with_name("elsewhere"))
+    before = kept.read_bytes()
     path.symlink_to(kept)
     assert cache.read(ENTRY) is None
+    assert cache.obtain(ENTRY, lambda: b"new").content == b"new"
+    assert (cache.obtain(ENTRY, never).content, kept.read_bytes()) == (b"new", before)
     path.unlink()
     os.mkfifo(path)
     assert cache.read(ENTRY) is None
     assert "is no file" in caplog.text
     assert cache.obtain(ENTRY, lambda: b"new").content == b"new"
+    assert cache.obtain(ENTRY, never).content == b"new"
+
+
+def test_a_folder_in_its_place_is_told_and_left(
+    cache: PlanCache, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path.unlink()
+    path.mkdir()
+    assert cache.obtain(ENTRY, lambda: b"new").content == b"new"
+    assert "cannot be kept, and will be built again" in caplog.text
+    assert path.is_dir()
 
 
 @posix

@@ -237,22 +237,35 @@ def test_auto_passes_it_over_without_a_gpu() -> None:
     assert answers("onnxruntime")
 
 
-def test_bundles_for_others_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    # As where a GPU is, but for the device.
-    tensorrt = importlib.import_module("cris_edge.engines.tensorrt").TensorRt
-    anew = engines.open_engine
+@pytest.fixture
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """As where a GPU is: the engine's module, of which every part but the device is real."""
+    module = importlib.import_module("cris_edge.engines.tensorrt")
     monkeypatch.setattr(engines, "installed", lambda: ["tensorrt", "onnxruntime"])
     monkeypatch.setattr(engines, "answers", lambda name: True)
-    monkeypatch.setattr(
-        engines,
-        "open_engine",
-        lambda name: tensorrt.__new__(tensorrt) if name == "tensorrt" else anew(name),
-    )
+    return module
+
+
+def test_bundles_for_others_are_passed_over(
+    on_a_gpu: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(on_a_gpu.TensorRt, "__init__", lambda self: None)
     shipped = Bundle.open(SHIPPED)
     assert choose_engine("auto", shipped).name == "onnxruntime"
     with pytest.raises(EngineError, match=r"was built for onnx; run: .*--target jetson"):
         choose_engine("tensorrt", shipped)
     assert choose_engine("auto", replace(shipped, target="jetson")).name == "tensorrt"
+
+
+def test_one_that_is_too_old_stops_its_own_bundles_alone(
+    on_a_gpu: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older = types.SimpleNamespace(__name__="tensorrt", __version__="8.6.1")
+    monkeypatch.setitem(sys.modules, "tensorrt", older)
+    shipped = Bundle.open(SHIPPED)
+    assert choose_engine("auto", shipped).name == "onnxruntime"
+    with pytest.raises(EngineError, match=r"TensorRT .*8\.6\.1"):
+        choose_engine("auto", replace(shipped, target="jetson"))
 
 
 @pytest.mark.skipif("tensorrt" in installed(), reason="TensorRT is installed")

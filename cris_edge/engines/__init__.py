@@ -7,6 +7,8 @@ import importlib.util
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from cris_edge.bundle import Bundle
 from cris_edge.engines.base import OFFERED, Engine
@@ -43,17 +45,40 @@ def answers(name: str) -> bool:
 
 
 def open_engine(name: str) -> Engine:
-    """Import an engine.
+    """Import an engine and make ready what it computes on.
 
     Raises:
         EngineError: no such engine, it is not installed or broken, or what it computes on is
             missing; says what to do.
     """
+    with _told_of(name):
+        return _kind(name)()
+
+
+def unfit(name: str, bundle: Bundle) -> str | None:
+    """Why an engine, of whatever version and state, cannot run a bundle; None where it can.
+
+    Raises:
+        EngineError: no such engine, or it is not installed or broken.
+    """
+    with _told_of(name):
+        return _kind(name).unfit(bundle)
+
+
+def _kind(name: str) -> type[Engine]:
+    kind: type[Engine] = getattr(
+        importlib.import_module(f"cris_edge.engines.{name}"), ENGINES[name]
+    )
+    return kind
+
+
+@contextmanager
+def _told_of(name: str) -> Iterator[None]:
+    """Say in our own words that an engine is none or cannot be imported."""
     if name not in ENGINES:
         raise EngineError(f"no engine {name!r}; there are {', '.join(ENGINES)}, and 'auto'")
     try:
-        module = importlib.import_module(f"cris_edge.engines.{name}")
-        engine: Engine = getattr(module, ENGINES[name])()
+        yield
     except EngineError:
         raise
     except Exception as error:  # a broken engine raises what its libraries raise
@@ -61,7 +86,6 @@ def open_engine(name: str) -> Engine:
             f"the engine {name!r} is not installed or cannot be imported ({error}); "
             f"run: pip install 'cris-edge[{name}]'"
         ) from error
-    return engine
 
 
 def choose_engine(name: str, bundle: Bundle, precision: str | None = None) -> Engine:
@@ -89,19 +113,20 @@ def choose_engine(name: str, bundle: Bundle, precision: str | None = None) -> En
             raise EngineError(f"{reason}; leave precision out")
         return engine
     reasons: list[str] = []
-    unfit: list[str] = []
+    others: list[str] = []
     for candidate in filter(answers, installed()):
+        # Before it is opened: what cannot run the bundle need not be of a version that could.
+        if reason := unfit(candidate, bundle):
+            others.append(reason)
+            continue
         engine = open_engine(candidate)
-        if reason := engine.unfit(bundle):
-            unfit.append(reason)
-        elif precision is None or not (reason := engine.refuses(precision)):
+        if precision is None or not (reason := engine.refuses(precision)):
             return engine
-        else:
-            reasons.append(reason)
+        reasons.append(reason)
     if reasons:
         raise EngineError(f"no installed engine can: {'; '.join(reasons)}; leave precision out")
     raise EngineError(
         f"no installed engine runs the bundle {bundle.name}"
-        + "".join(f"; {reason}" for reason in unfit)
+        + "".join(f"; {reason}" for reason in others)
         + "; run: pip install 'cris-edge[onnxruntime]' or 'cris-edge[openvino]'"
     )

@@ -35,8 +35,9 @@ class Engine(Protocol):
     name: str
     version: str
 
-    def unfit(self, bundle: Bundle) -> str | None:
-        """Why it cannot run a bundle's graphs; None where it can."""
+    @classmethod
+    def unfit(cls, bundle: Bundle) -> str | None:
+        """Why none of its kind can run a bundle's graphs; None where it can."""
 
     def refuses(self, precision: str) -> str | None:
         """Why it cannot compute in one of `OFFERED` on this machine; None where it can."""

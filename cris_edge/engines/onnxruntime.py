@@ -81,9 +81,10 @@ class OnnxRuntime:
     name = "onnxruntime"
     version: str = onnxruntime.__version__
 
-    def unfit(self, bundle: Bundle) -> str | None:
+    @classmethod
+    def unfit(cls, bundle: Bundle) -> str | None:
         """What has no ONNX files, and INT8 for TensorRT."""
-        return unfit_for_cpus(self.name, (".onnx",), bundle)
+        return unfit_for_cpus(cls.name, (".onnx",), bundle)
 
     def refuses(self, precision: str) -> str | None:
         """Any precision.

@@ -134,9 +134,10 @@ class OpenVino:
     def __init__(self) -> None:
         self._core = shared_core()
 
-    def unfit(self, bundle: Bundle) -> str | None:
+    @classmethod
+    def unfit(cls, bundle: Bundle) -> str | None:
         """What has neither OpenVINO's nor ONNX files, and INT8 for TensorRT."""
-        return unfit_for_cpus(self.name, (".xml", ".onnx"), bundle)
+        return unfit_for_cpus(cls.name, (".xml", ".onnx"), bundle)
 
     def refuses(self, precision: str) -> str | None:
         """Bfloat16, where the CPU has no instructions for it.

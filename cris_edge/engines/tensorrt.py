@@ -71,7 +71,8 @@ class TensorRt:
         self._say = say
         self._resources = Resources()
 
-    def unfit(self, bundle: Bundle) -> str | None:
+    @classmethod
+    def unfit(cls, bundle: Bundle) -> str | None:
         """What was not built for it: its builder takes no weights in 8 bits as others do."""
         if bundle.target == FOR_TENSORRT:
             return None

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from cris_edge.errors import InputError
 from cris_edge.files import unfinished, whole_file
 
 logger = logging.getLogger(__name__)
@@ -127,10 +128,12 @@ class PlanCache:
         try:
             self._make_folder()
             _clear_leftovers(path)
+            if path.is_symlink() or path.is_fifo():
+                path.unlink()  # no entry, and nothing is written through it
             with whole_file(path) as temporary, temporary.open("wb") as file:
                 file.write(MAGIC + json.dumps(header, sort_keys=True).encode() + b"\n")
                 file.write(content)
-        except (_Unusable, OSError) as error:
+        except (_Unusable, InputError, OSError) as error:
             logger.warning("%s cannot be kept, and will be built again: %s", path, error)
 
     def _make_folder(self) -> None:

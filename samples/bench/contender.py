@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cris_edge.bundle import Bundle
-from cris_edge.engines import open_engine
+from cris_edge.engines import open_engine, unfit
 from cris_edge.engines.base import OFFERED
 from cris_edge.errors import CrisEdgeError, EngineError
 from cris_edge.segmenter import SHIPPED
@@ -77,7 +77,7 @@ def unreadable(model: Model, engine: str) -> str | None:
     None where it reads them, and where model or engine are broken: their own line will tell.
     """
     try:
-        return open_engine(engine).unfit(Bundle.open(model.bundle or SHIPPED))
+        return unfit(engine, Bundle.open(model.bundle or SHIPPED))
     except CrisEdgeError:
         return None
 
