@@ -12,17 +12,6 @@ many threads.
   eight phrases  eight new phrases on a new photo; "a phrase" is an eighth of it
   a frame in a stream / one by one   Segmenter.stream against calls of predict, the same phrase
 
-examples:
-  # the model that ships, on every engine that is installed
-  python -m samples.benchmark
-
-  # against the authors' way in PyTorch and CLIPSeg, on one and two threads, also for machines
-  python -m samples.benchmark --models cris_edge_s cris_r50 --reference --threads 1 2 \\
-      --json speed.json
-
-  # a first look
-  python -m samples.benchmark --rounds 2 --repetitions 1
-
 --threads holds for the engine and for OpenCV and numpy around it. Memory is the most that the
 process held. The exit status is 1 when a line failed; the others are measured all the same.
 """
@@ -49,6 +38,19 @@ from samples.bench.models import find_model
 from samples.bench.rounds import Say, all_figures, run_rounds
 from samples.bench.startup import startups
 from samples.bench.table import report
+from training.arguments import at_least, documented
+
+EXAMPLES = """examples:
+  # the model that ships, on every engine that is installed
+  python -m samples.benchmark
+
+  # against the authors' way in PyTorch and CLIPSeg, on one and two threads, also for machines
+  python -m samples.benchmark --models cris_edge_s cris_r50 --reference --threads 1 2 \\
+      --json speed.json
+
+  # a first look
+  python -m samples.benchmark --rounds 2 --repetitions 1
+"""
 
 SHIPPED = Model("the model that ships", None)
 
@@ -94,22 +96,9 @@ def measure(options: argparse.Namespace, say: Say) -> dict[str, Any]:
     }
 
 
-def count(text: str) -> int:
-    """A number of something, at least one."""
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more, got {value}")
-    return value
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    summary, _, details = str(__doc__).partition("\n\n")
-    arguments = argparse.ArgumentParser(
-        prog="python -m samples.benchmark",
-        description=summary.partition(": ")[2],
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    arguments = documented("samples.benchmark", __doc__, EXAMPLES)
     add = arguments.add_argument
     add(
         "--models",
@@ -121,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--threads",
         nargs="+",
-        type=count,
+        type=at_least(1),
         default=[os.cpu_count() or 1],
         help="numbers of threads, each measured; default: as many as there are cores",
     )
@@ -130,9 +119,9 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also plain PyTorch running full CRIS R50, and CLIPSeg where transformers is there",
     )
-    add("--rounds", type=count, default=10, help="turns of each; default: %(default)s")
-    add("--repetitions", type=count, default=3, help="calls in a turn; default: %(default)s")
-    add("--starts", type=count, default=5, help="fresh processes; default: %(default)s")
+    add("--rounds", type=at_least(1), default=10, help="turns of each; default: %(default)s")
+    add("--repetitions", type=at_least(1), default=3, help="calls in a turn; default: %(default)s")
+    add("--starts", type=at_least(1), default=5, help="fresh processes; default: %(default)s")
     add("--json", metavar="FILE", help="write the figures as JSON; - prints them, and no table")
     return arguments
 

@@ -3,9 +3,6 @@
 Runs photos of changing sizes with new and known phrases, on kept photos and in streams. After the
 first fifth, in which caches fill and engines take what they need, memory may grow by --bound MB;
 the exit status is 1 when it grew by more.
-
-example:
-  python -m samples.memory --engine openvino --predictions 2000
 """
 
 from __future__ import annotations
@@ -24,7 +21,11 @@ from cris_edge.engines import ENGINES
 from cris_edge.errors import CrisEdgeError
 from cris_edge.photo import Photo
 from samples.bench.process import peak_memory
+from training.arguments import at_least, documented
 
+EXAMPLES = """example:
+  python -m samples.memory --engine openvino --predictions 2000
+"""
 SIZES = ((96, 128), (128, 96), (120, 120), (64, 160))
 SAME = "the man in the red shirt"
 WARM = 5
@@ -89,15 +90,9 @@ def watch(segmenter: Segmenter, total: int) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    summary, _, details = str(__doc__).partition("\n\n")
-    arguments = argparse.ArgumentParser(
-        prog="python -m samples.memory",
-        description=summary.partition(": ")[2],
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    arguments = documented("samples.memory", __doc__, EXAMPLES)
     add = arguments.add_argument
-    add("--predictions", type=int, default=10_000, help="how many; default: %(default)s")
+    add("--predictions", type=at_least(1), default=10_000, help="how many; default: %(default)s")
     add("--bound", type=float, default=32, help="MB that it may grow by; default: %(default)s")
     add("--bundle", help="a model; default: the one that ships")
     add("--engine", default="auto", choices=["auto", *ENGINES])

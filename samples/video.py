@@ -6,9 +6,11 @@ Run: python samples/video.py VIDEO "the man in red" [MORE PHRASES ...] -o masks.
 
 import argparse
 import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -27,11 +29,16 @@ def read(capture: cv2.VideoCapture, kept: deque[np.ndarray]) -> Iterator[np.ndar
 
 
 def run(source: str, phrases: list[str], output: str) -> int:
-    """Write the video; the number of its frames.
+    """Write the video, whole or not at all; the number of its frames.
 
     Raises:
         CrisEdgeError: there is no such video or camera, or no such phrase, or nowhere to write.
     """
+    place = Path(output)
+    if place.exists() and Path(source).exists() and place.samefile(source):
+        raise InputError(f"{output}: is the video that is read; choose another --output")
+    if not place.parent.is_dir():
+        raise InputError(f"{output}: there is no folder {place.parent}")
     capture = cv2.VideoCapture(int(source) if source.isdecimal() else source)
     if not capture.isOpened():
         raise InputError(f"{source}: no video that OpenCV can open, and no camera")
@@ -39,20 +46,25 @@ def run(source: str, phrases: list[str], output: str) -> int:
         int(capture.get(side)) for side in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)
     ]
     rate = capture.get(cv2.CAP_PROP_FPS) or USUAL
-    writer = cv2.VideoWriter(output, cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
-    if not writer.isOpened():
-        raise InputError(f"{output}: OpenCV cannot write a video there; use a name with .mp4")
     kept: deque[np.ndarray] = deque()
-    done = 0
-    try:
-        for results in Segmenter().stream(read(capture, kept), phrases):
-            writer.write(draw(kept.popleft(), results))
-            done += 1
-    except KeyboardInterrupt:
-        pass  # how a camera's video ends
-    finally:
-        writer.release()
-        capture.release()
+    found = Segmenter().stream(read(capture, kept), phrases)
+    # What was at the place stays there until the new video is done.
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".video.") as folder:
+        unfinished = Path(folder, place.name)
+        writer = cv2.VideoWriter(str(unfinished), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
+        if not writer.isOpened():
+            raise InputError(f"{output}: OpenCV cannot write a video there; use a name with .mp4")
+        done = 0
+        try:
+            for results in found:
+                writer.write(draw(kept.popleft(), results))
+                done += 1
+        except KeyboardInterrupt:
+            pass  # how a camera's video ends
+        finally:
+            writer.release()
+            capture.release()
+        unfinished.replace(place)
     return done
 
 

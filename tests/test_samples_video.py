@@ -68,12 +68,27 @@ def test_each_frame_has_its_own_mask(video: Path, tmp_path: Path) -> None:
         ("none.mp4", PHRASE, "out.mp4", "none.mp4: no video that OpenCV can open"),
         (None, " ", "out.mp4", "the phrase ' ' is empty"),
         (None, PHRASE, "out.toaster", "cannot write a video there"),
+        (None, PHRASE, "none/out.mp4", "out.mp4: there is no folder"),
     ],
 )
 def test_what_cannot_be_used_is_named(
     video: Path, tmp_path: Path, source: str | None, phrase: str, output: str, message: str
 ) -> None:
+    older = tmp_path / "out.mp4"
+    older.write_bytes(b"an older video")
     done = run(source or video, phrase, "-o", tmp_path / output)
     assert done.returncode == 2
     assert message in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+    assert [(path, path.read_bytes()) for path in tmp_path.iterdir()] == [
+        (older, b"an older video")
+    ]
+
+
+def test_a_video_is_not_written_over_itself(video: Path, tmp_path: Path) -> None:
+    before = video.read_bytes()
+    (tmp_path / "link.mp4").symlink_to(video)
+    done = run(video, PHRASE, "-o", tmp_path / "link.mp4")
+    assert done.returncode == 2
+    assert "link.mp4: is the video that is read; choose another" in done.stderr
+    assert video.read_bytes() == before
