@@ -111,7 +111,7 @@ def _row(name: str, threads: int, given: Path | None, judge: Judge | None) -> Ro
         kept = given or write_random(name, Path(workspace) / f"{name}.safetensors")
         figures = _figures(kept, Path(workspace) / name, threads, judge if given else None)
         model = checkpoint.load(kept).model
-    return Row(model.config, given, parameters(model), multiply_adds(model), figures)
+    return Row(model.config, given, parameters(model), multiply_adds(model.config), figures)
 
 
 def write_random(name: str, path: Path) -> Path:

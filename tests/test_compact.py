@@ -19,7 +19,7 @@ from training.selection import SceneData
 def source(tmp_path: Path) -> Path:
     tokenizer = small_tokenizer()
     path = tmp_path / "whole.safetensors"
-    notes = {"training_data": "none"}
+    notes = {"training_data": "none", "accuracy": '{"derived": 0.5}'}
     extra = {"optimiser.0.exp_avg": torch.zeros(3)}
     checkpoint.save(path, small_model(tokenizer), tokenizer, notes, extra)
     return path
@@ -32,6 +32,7 @@ def test_weights_are_at_most_half_a_level_away(source: Path, tmp_path: Path) -> 
     assert after.tokenizer.to_json() == before.tokenizer.to_json()
     assert after.metadata["training_data"] == "none"
     assert "8 bits" in after.metadata["weights"]
+    assert "accuracy" not in after.metadata  # it was that of other weights
     assert after.extra == {}
     ours, theirs = after.model.state_dict(), before.model.state_dict()
     assert ours.keys() == theirs.keys()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -39,7 +40,7 @@ from training import checkpoint
 from training.data import batches
 from training.data.batches import StepSampler, build_data
 from training.data.items import Place
-from training.evaluate import evaluate_samples
+from training.evaluation import evaluate_samples
 from training.predictor import open_segmenter
 from training.recipe import Recipe, read_recipe
 
@@ -74,7 +75,7 @@ from tests.training_run import norms_told
 from training import checkpoint, distributed
 from training import train as command
 from training.data.batches import build_data
-from training.evaluate import evaluate_samples
+from training.evaluation import evaluate_samples
 from training.predictor import open_segmenter
 from training.recipe import read_recipe
 
@@ -250,6 +251,34 @@ def test_a_batch_that_cannot_be_shared_is_refused(recipe: Path, tmp_path: Path) 
     line = "error: photos: a batch of 3 cannot be shared by 2 processes in 1 parts each"
     assert [one for one in output.splitlines() if "error: " in one] == [line]
     assert not (tmp_path / "out").exists()
+
+
+APART = """
+import os
+import sys
+
+from training import train
+
+if os.environ["RANK"] == "1":
+    sys.argv[sys.argv.index("--out") + 1] += "-elsewhere"
+sys.exit(train.main())
+"""
+
+
+def test_machines_whose_folders_are_not_one_do_not_go_on(
+    recipe: Path, alone: Path, tmp_path: Path
+) -> None:
+    out, program = tmp_path / "out", tmp_path / "apart.py"
+    program.write_text(APART)
+    shutil.copytree(alone / "plain", out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    arguments = ["--config", str(recipe), "--out", str(out), "--resume"]
+    code, output = finished(torchrun(str(program), *arguments))
+    assert code != 0
+    (line,) = [one for one in output.splitlines() if "error: " in one]
+    assert "from different states (process 0: step " in line
+    assert ", process 1: step 0): " in line
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
 def test_a_process_that_is_killed_ends_the_run_and_one_alone_goes_on(

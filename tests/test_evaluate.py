@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 import shutil
@@ -17,8 +18,8 @@ from tests.scenes import small_model, small_tokenizer, write_folder
 from training import checkpoint
 from training.data.samples import Sample, load_samples, load_sources
 from training.errors import CheckpointError, DataError
-from training.evaluate import evaluate, evaluate_samples, main, parse, parser
-from training.evaluation import Evaluation, evaluate_pairs
+from training.evaluate import evaluate, main, parse, parser
+from training.evaluation import Evaluation, evaluate_pairs, evaluate_samples
 from training.groups import group_names
 from training.metrics import iou
 from training.model import CRIS
@@ -312,17 +313,6 @@ def test_a_threshold_can_be_chosen(
         assert "expected a number from 0 to below 1" in capsys.readouterr().err
 
 
-def test_figures_that_cannot_be_written_are_told_in_one_line(
-    saved: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "file").write_text("in the way")
-    options = ["--limit", "2", "--json", str(tmp_path / "file" / "r.json")]
-    assert main([str(saved), "--data", str(data), *options]) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: ")
-    assert str(tmp_path / "file") in error
-
-
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_a_bundle_scores_what_its_checkpoint_scores(
     engine: str, bundle: Path, saved: Path, data: Path
@@ -334,6 +324,25 @@ def test_a_bundle_scores_what_its_checkpoint_scores(
             assert (record.sample.text, record.phrase) == (same.sample.text, same.phrase)
             assert np.mean(record.mask() == same.mask()) > 0.999
         assert other.evaluation.scores.miou == pytest.approx(part.evaluation.scores.miou, abs=1e-3)
+
+
+def test_what_a_blind_ellipse_lacks_is_told_before_anything_is_predicted(
+    saved: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "data"
+    shutil.copytree(data, broken)
+    labels = broken / "instances_train.json"
+    labels.write_text(labels.read_text().replace("scene_0.png", "elsewhere.png"))
+    monkeypatch.setattr("training.evaluate.evaluate_pairs", None)
+    assert main([str(saved), "--data", str(broken), "--baselines"]) == 2
+
+
+def test_a_photo_that_cannot_be_predicted_is_named(
+    segmenter: Segmenter, samples: list[Sample]
+) -> None:
+    one = dataclasses.replace(samples[0], text=" ")
+    with pytest.raises(DataError, match=rf"^{one.photo.path.name}: the phrase ' ' is empty"):
+        evaluate_samples(segmenter, [one])
 
 
 def test_what_is_wrong_is_told_in_one_line(

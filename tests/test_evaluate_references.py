@@ -18,7 +18,8 @@ from training import checkpoint
 from training.data.coco import Instance, Photo
 from training.data.samples import Sample
 from training.errors import DataError
-from training.evaluate import evaluate, evaluate_samples, main
+from training.evaluate import evaluate, main
+from training.evaluation import evaluate_samples
 from training.groups import category_name, group_names
 from training.prepare import prepare
 from training.report import Part

@@ -46,6 +46,8 @@ def test_own_data_have_any_splits_names_and_categories(tmp_path: Path) -> None:
         ({"image_id": "1", "annotation_id": 3, "expressions": ["a"]}, "a whole number, found '1'"),
         ({"annotation_id": 3, "expressions": ["a"]}, "entry 1 lacks 'image_id'"),
         ({"image_id": 1, "annotation_id": 3}, "entry 1 lacks 'expressions'"),
+        ({"image_id": 1, "annotation_id": 2**63, "expressions": ["a"]}, "number of 64 bits"),
+        ({"image_id": 1, "annotation_id": 3, "expressions": ["dog \ud83d"]}, "surrogates"),
         ("left", "entry 1: expected a dictionary, found str"),
     ],
 )

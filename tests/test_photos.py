@@ -130,6 +130,29 @@ def test_derived_and_written_samples(photo_folder):
     ]
 
 
+def test_ids_may_be_negative(photo_folder):
+    path = photo_folder / "instances_val.json"
+    labels = json.loads(path.read_text())
+    for kind, key in (("images", "id"), ("annotations", "image_id"), ("annotations", "id")):
+        for one in labels[kind]:
+            one[key] = -1 - one[key]
+    wanted = {(s.instance.box, s.kind) for s in load_samples(photo_folder, "val", "derived")}
+    path.write_text(json.dumps(labels))
+    found = load_samples(photo_folder, "val", "derived")
+    assert all(sample.instance.id < 0 for sample in found)
+    assert {(sample.instance.box, sample.kind) for sample in found} == wanted
+
+
+def test_photos_that_the_runtime_does_not_take_are_refused_by_name(photo_folder):
+    path = photo_folder / "instances_train.json"
+    labels = json.loads(path.read_text())
+    labels["images"][0]["width"] = 8200
+    labels["annotations"] = []
+    path.write_text(json.dumps(labels))
+    with pytest.raises(DataError, match=r"street\.png is 8200 x 120, .* 8 to 8192 pixels"):
+        read(photo_folder)
+
+
 def test_samples_are_fixed_by_the_seed(photo_folder):
     def texts(seed):
         return [s.text for s in load_samples(photo_folder, "train", "derived", seed=seed)]
@@ -162,6 +185,9 @@ def test_boxes_give_expressions_of_people_and_what_was_written(photo_folder):
             "expected text, found None",
         ),
         ([{"image_id": 1, "annotation_id": 11, "expressions": ["x", " "]}], "expression is empty"),
+        ([{"image_id": 1, "annotation_id": 11, "expressions": ["&nbsp;"]}], "expression is empty"),
+        ([{"image_id": 1, "annotation_id": 11, "expressions": ["a \ud83d"]}], "entry 0: .*surrog"),
+        ([{"image_id": 2**63, "annotation_id": 11, "expressions": ["x"]}], "number of 64 bits"),
     ],
 )
 def test_expressions_that_cannot_be_are_refused(photo_folder, content, message):

@@ -56,6 +56,15 @@ def test_a_folder_is_no_file(name: str, tmp_path: Path, capsys: pytest.CaptureFi
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_file_is_no_folder(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main, arguments = COMMANDS[name]
+    (tmp_path / "notes").write_text("mine")
+    said = refusal(main, [*arguments, str(tmp_path / "notes" / "new" / "file")], capsys)
+    assert f"{tmp_path / 'notes'} is a file, not a folder; choose another place" in said
+    assert (tmp_path / "notes").read_text() == "mine"
+
+
 @pytest.mark.parametrize("name", PICTURES)
 def test_a_picture_has_a_format(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -108,6 +108,20 @@ def mask_is_empty(tree: Tree) -> None:
     tree.annotation(51)["segmentation"] = {"size": [60, 80], "counts": [4800]}
 
 
+def photo_is_beyond_the_runtime(tree: Tree) -> None:
+    cv2.imwrite(str(tree.photo(5)), np.zeros((60, 8200, 3), np.uint8))
+    for image in tree.images:
+        if image["id"] == 5:
+            image["width"] = 8200
+    for annotation in tree.annotations:
+        if annotation["image_id"] == 5:
+            annotation["segmentation"] = [[10, 10, 40, 10, 40, 40]]
+
+
+def a_space_is_said(tree: Tree) -> None:
+    tree.refs[1]["sentences"] = [{"sent": "&nbsp;", "raw": ""}]
+
+
 def nothing_is_said(tree: Tree) -> None:
     tree.refs[1]["sentences"] = [{"sent": " ", "raw": ""}]
 
@@ -135,7 +149,10 @@ PHOTO = photo_name(5)
          f"ref 1 (train): annotation 51 of {PHOTO}", 23),
         (mask_is_empty, "references to annotations whose mask is empty",
          f"ref 1 (train): annotation 51 of {PHOTO}", 23),
+        (photo_is_beyond_the_runtime, "photos whose sides are not 8 to 8192 pixels",
+         f"{PHOTO}: 8200 x 60", 21),
         (nothing_is_said, "references without a sentence", "ref 1 (train)", 23),
+        (a_space_is_said, "references without a sentence", "ref 1 (train)", 23),
     ],
 )  # fmt: skip
 def test_each_problem_is_named_and_refused_or_left_out(

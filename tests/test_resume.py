@@ -432,6 +432,20 @@ def test_a_log_is_cut_back_to_the_step_it_goes_on_from(tmp_path: Path) -> None:
     same_curves(tmp_path)
 
 
+def test_an_epoch_that_was_told_but_not_kept_is_told_once(tmp_path: Path) -> None:
+    first = RunLog(tmp_path, step=0)
+    for step in (1, 2):
+        first.write({"step": step, "epoch": 0, "loss": 1 / step})
+    # Killed before the epoch's last state: that of before its validation is gone on from.
+    first.write({"step": 2, "epoch": 1, "epoch_losses": {"mask": 0.75}, "val": {"mIoU": 0.5}})
+    first.close()
+    second = RunLog(tmp_path, step=2, epoch=0)
+    second.write({"step": 2, "epoch": 1, "epoch_losses": {"mask": 0.75}, "val": {"mIoU": 0.51}})
+    second.close()
+    assert [record.get("val") for record in log(tmp_path)] == [None, None, {"mIoU": 0.51}]
+    same_curves(tmp_path)
+
+
 def test_curves_of_runs_within_one_second_are_those_of_the_last(tmp_path: Path) -> None:
     # Processes whose numbers, in the files' names, run against the order of writing.
     for process, (step, value) in {3000: (0, 1.0), 2000: (2, 0.5), 1000: (2, 0.25)}.items():

@@ -8,9 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as rle_codec
 
-from training.data.coco import Instance, Photo
+from training.data.coco import Instance, Photo, join
 from training.data.nouns import CATEGORIES, MEANINGS, plural
+from training.data.samples import Sample
 from training.data.several import all_of_each, draw_several, kinds
+from training.groups import category_name, group_names
 from training.wording import named
 
 WIDTH, HEIGHT = 120, 90
@@ -62,6 +64,22 @@ def test_what_the_labels_do_not_tell_is_not_said(second: Instance) -> None:
     of = photo(instance(0, "dog"), second)
     assert draw_several(of, np.random.default_rng(0)) is None
     assert all_of_each(of) == []
+
+
+@pytest.mark.parametrize(
+    ("categories", "name"),
+    [
+        (("nuts and bolts", "nuts and bolts"), "nuts and bolts"),
+        (("dog", "dog"), "dog"),
+        (("dog", "nuts and bolts"), "several categories"),
+    ],
+)
+def test_several_of_a_category_are_of_that_category(categories: tuple[str, ...], name: str) -> None:
+    of = photo(*(instance(key, category) for key, category in enumerate(categories)))
+    meant = join(of.instances, of.height, of.width)
+    assert category_name(meant) == name
+    sample = Sample(of, meant, "both of them", "reference", "own val")
+    assert "no rival" in group_names(sample, 0.1)
 
 
 def test_where_people_alone_are_labelled_only_they_are_counted() -> None:

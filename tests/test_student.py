@@ -113,7 +113,7 @@ def test_full_models_have_the_published_number_of_parameters(name: str, count: i
 
 
 def test_multiply_adds_are_those_worked_out_by_hand() -> None:
-    costs = multiply_adds(without_storage("cris_r50"))
+    costs = multiply_adds(MODELS["cris_r50"])
     layer = (
         4 * 512**2 * 676  # queries, keys, values, result of the pixels among each other
         + 2 * 676**2 * 512  # their scores and sums

@@ -48,7 +48,7 @@ def test_a_row_has_cost_size_speed_and_accuracy(
     model = checkpoint.load(trained).model
     assert found["checkpoint"] == str(trained)
     assert found["parameters"] == parameters(model)
-    assert found["multiply_adds"] == multiply_adds(model)
+    assert found["multiply_adds"] == multiply_adds(model.config)
     # Two bytes a weight, and tokenizer and graphs beside them.
     assert 2 * found["parameters"] < found["bytes"] < 3 * found["parameters"]
     times = found["milliseconds"]

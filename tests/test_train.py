@@ -173,6 +173,20 @@ def test_the_best_model_says_what_it_is_and_segments(whole: Path, photo: Path) -
     assert 0 < result.score < 1
 
 
+def test_a_model_tells_what_the_one_it_started_from_had_learned(
+    recipe: Path, whole: Path, tmp_path: Path
+) -> None:
+    start = checkpoint.load(whole / "best.safetensors")
+    notes = {"training_data": "5 photos of mine", "licence": "research only"}
+    path = tmp_path / "start.safetensors"
+    checkpoint.save(path, start.model, start.tokenizer, notes)
+    assert run(recipe, tmp_path / "out", "epochs=1", f"start_from={path}") == 0
+    found = checkpoint.notes(tmp_path / "out" / "best.safetensors")
+    assert found["licence"] == "research only"
+    assert found["training_data"].startswith("4 photos")
+    assert found["training_data"].endswith("; before that: 5 photos of mine")
+
+
 def test_the_best_epoch_is_kept(whole: Path) -> None:
     def score(record: dict[str, dict[str, dict[str, float]]]) -> float:
         return record["val"]["derived"]["mIoU"] + record["val"]["written"]["mIoU"]

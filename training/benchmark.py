@@ -24,7 +24,6 @@ from tqdm import tqdm
 from training import distributed
 from training.arguments import at_least, refusals, split_way
 from training.data.batches import build_data
-from training.model import CRIS
 from training.model.cost import multiply_adds
 from training.objective import AUTOCAST
 from training.pace import Pace
@@ -62,8 +61,7 @@ class Measured:
 
 def flops_of_step(recipe: Recipe) -> float:
     """Floating-point operations of a step: two a multiply-add, three passes (one on, two back)."""
-    with torch.device("meta"):
-        costs = multiply_adds(CRIS(recipe.config()))
+    costs = multiply_adds(recipe.config())
     each = costs["phrase"] + costs["pair"]
     return 2 * 3 * recipe.photos * (costs["photo"] + recipe.phrases * each)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,6 +22,8 @@ from training.model import CRIS, CRISConfig
 from training.model.config import THRESHOLD
 
 FORMAT = "cris-edge-checkpoint-1"
+OWN = ("format", "config", "tokenizer", "threshold")
+"""Of the header, what is no metadata but the checkpoint itself."""
 MODEL = "model."
 SCALE = "scale."
 LEVELS = 127
@@ -91,21 +95,8 @@ def load(path: str | Path) -> Checkpoint:
         CheckpointError: no such file, not a checkpoint of ours, or damaged.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; expected a .safetensors checkpoint")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path}: damaged, or not a safetensors file: {error}. "
-            "A checkpoint of the CRIS authors' code goes through python -m training.convert first."
-        ) from error
-    if header.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path}: expected the format {FORMAT!r}, found {header.get('format')!r}"
-        )
+    with _opened(path) as (file, header):
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     # Checkpoints of before it was kept have none.
     threshold = _threshold(path, header.pop("threshold", THRESHOLD))
     try:
@@ -116,6 +107,36 @@ def load(path: str | Path) -> Checkpoint:
         raise CheckpointError(f"{path}: the header does not fit the tensors: {error}") from error
     extra = {k: v for k, v in tensors.items() if not k.startswith((MODEL, SCALE))}
     return Checkpoint(model.eval(), tokenizer, threshold, header, extra)
+
+
+def notes(path: str | Path) -> dict[str, str]:
+    """A checkpoint's metadata alone, without reading its tensors.
+
+    Raises:
+        CheckpointError: no such file, not a checkpoint of ours, or damaged.
+    """
+    with _opened(Path(path)) as (_, header):
+        return {name: note for name, note in header.items() if name not in OWN}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
+    """A checkpoint's tensors, unread, and its header."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; expected a .safetensors checkpoint")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = dict(file.metadata() or {})
+            if header.get("format") != FORMAT:
+                raise CheckpointError(
+                    f"{path}: expected the format {FORMAT!r}, found {header.get('format')!r}"
+                )
+            yield file, header
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: damaged, or not a safetensors file: {error}. "
+            "A checkpoint of the CRIS authors' code goes through python -m training.convert first."
+        ) from error
 
 
 def _threshold(path: str | Path, value: str | float) -> float:

@@ -30,7 +30,9 @@ def compact(source: Path, out: Path, threshold: float | None = None) -> None:
             cannot be written.
     """
     kept = checkpoint.load(source)
-    notes = kept.metadata | {"weights": "8 bits an output channel, vectors in float16"}
+    # Of other weights, and perhaps of another threshold.
+    notes = {name: note for name, note in kept.metadata.items() if name != "accuracy"}
+    notes |= {"weights": "8 bits an output channel, vectors in float16"}
     ends = kept.threshold if threshold is None else threshold
     checkpoint.save(out, kept.model, kept.tokenizer, notes, threshold=ends, compact=True)
 

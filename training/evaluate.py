@@ -40,15 +40,13 @@ from training.convert import SHORTEST
 from training.data.references import Sentences
 from training.data.samples import Sample
 from training.distributed import agree, start, stop, world
-from training.evaluation import Evaluation, Pair, Record, evaluate_pairs, evaluate_samples
+from training.evaluation import Evaluation, Pair, evaluate_pairs
 from training.judged import add_data, add_selection, data_of
 from training.metrics import Scores
 from training.predictor import open_official, open_segmenter
 from training.report import Baselines, Part, Report
-from training.selection import Data, select
+from training.selection import Data, Selection, select
 from training.sheet import draw_sheet, sheet_of
-
-__all__ = ["Evaluation", "Record", "evaluate", "evaluate_samples"]
 
 PICKLES = (".pth", ".pt")
 """Endings of what torch.save wrote; our own checkpoints and bundles have others."""
@@ -78,6 +76,7 @@ def evaluate(
         DataError: the data are missing or not as they should be, or too few.
     """
     selections = agree(lambda: select(data, splits, sentences, limit))
+    learned = agree(lambda: _learn(data, selections)) if baselines else {}
     pairs: list[Pair] = []
     for selection in selections:
         pairs += [(sample, sample.text) for sample in selection.samples]
@@ -85,26 +84,32 @@ def evaluate(
             pairs += zip(selection.samples, shuffled_phrases(selection.samples), strict=True)
     records = iter(evaluate_pairs(segmenter, pairs, progress))
     parts: list[Part] = []
-    learned: dict[str, Ellipse] = {}
     for selection in selections:
         evaluation = Evaluation(tuple(next(records) for _ in selection.samples))
         blind = None
         if baselines:
             shuffled = Scores.of(next(records).overlap for _ in selection.samples)
-            ellipse = _learn(data.training(selection), learned)
+            ellipse = learned.get(selection.name)
             blind = _baselines(selection.samples, ellipse, shuffled)
         parts.append(Part(selection, evaluation, blind))
     return parts
 
 
-def _learn(training: Sequence[Sample], learned: dict[str, Ellipse]) -> Ellipse | None:
-    """The ellipse that is best on these samples, fitted once for all selections that share them."""
-    if not training:
-        return None
-    source = training[0].source
-    if source not in learned:
-        learned[source] = best_ellipse(training)
-    return learned[source]
+def _learn(data: Data, selections: Sequence[Selection]) -> dict[str, Ellipse]:
+    """By selection, the ellipse that is best on its training samples, if there are any.
+
+    Fitted once for all selections that share them.
+    """
+    fitted: dict[str, Ellipse] = {}
+    learned: dict[str, Ellipse] = {}
+    for selection in selections:
+        if not (training := data.training(selection)):
+            continue
+        source = training[0].source
+        if source not in fitted:
+            fitted[source] = best_ellipse(training)
+        learned[selection.name] = fitted[source]
+    return learned
 
 
 def _baselines(samples: Sequence[Sample], learned: Ellipse | None, shuffled: Scores) -> Baselines:

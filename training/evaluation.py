@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as rle_codec
 from tqdm import tqdm
 
-from cris_edge import Segmentation, Segmenter
+from cris_edge import InputError, Segmentation, Segmenter
 from training.data.samples import Sample
 from training.distributed import agree, gather_objects, world
 from training.errors import DataError
@@ -180,7 +180,10 @@ def _measure(
 def _measure_photo(segmenter: Segmenter, pairs: Sequence[Pair]) -> Iterator[Measured]:
     phrases = list(dict.fromkeys(phrase for _, phrase in pairs))
     photo = pairs[0][0].photo.read()
-    results = dict(zip(phrases, segmenter.predict(photo, phrases), strict=True))
+    try:
+        results = dict(zip(phrases, segmenter.predict(photo, phrases), strict=True))
+    except InputError as error:
+        raise DataError(f"{pairs[0][0].photo.path.name}: {error}") from error
     encoded = {phrase: _encode(result) for phrase, result in results.items()}
     for sample, phrase in pairs:
         result, truth = results[phrase], sample.instance.mask()

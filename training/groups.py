@@ -86,5 +86,4 @@ def _company(sample: Sample) -> list[str]:
 
 
 def _categories(instance: Instance) -> set[str]:
-    # As `training.data.coco.join` names what it joined.
-    return set(instance.category.split(" and ") if instance.objects > 1 else [instance.category])
+    return set(instance.categories) or {instance.category}

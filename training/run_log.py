@@ -27,21 +27,35 @@ class RunLog:
         taken out.
         """
         self.path = out / LOG
-        if self.path.exists():
-            text = self.path.read_text(encoding="utf-8", errors="replace")
-            kept = "".join(
-                f"{line}\n" for line in text.splitlines() if _is_before(line, step, epoch)
-            )
-            if kept != text:
-                with whole_file(self.path) as file:
-                    file.write_text(kept, encoding="utf-8")
+        taken, kept = self._take_back(step, epoch)
         _leave_the_second(out / BOARD)
-        self.board = SummaryWriter(str(out / BOARD), purge_step=step + 1)
+        # Figures of an epoch that was not over yet stand at the very step: then the curves lose the
+        # whole of that step, and get back what stays of it.
+        again = any(record.get("step") == step for record in taken)
+        self.board = SummaryWriter(str(out / BOARD), purge_step=step if again else step + 1)
+        for record in kept if again else ():
+            if record["step"] == step:
+                self._draw(record)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Add a record: a line, and every number in it as a curve over its `step`."""
         with self.path.open("a", encoding="utf-8") as log:
             log.write(json.dumps(record) + "\n")
+        self._draw(record)
+
+    def _take_back(self, step: int, epoch: int) -> tuple[list[dict[str, Any]], ...]:
+        """Take later records, and lines cut short, out of the file: those taken, those kept."""
+        if not self.path.exists():
+            return [], []
+        text = self.path.read_text(encoding="utf-8", errors="replace")
+        records = [record for line in text.splitlines() if (record := _record(line))]
+        kept = [record for record in records if _is_before(record, step, epoch)]
+        if (content := "".join(f"{json.dumps(record)}\n" for record in kept)) != text:
+            with whole_file(self.path) as file:
+                file.write_text(content, encoding="utf-8")
+        return [record for record in records if not _is_before(record, step, epoch)], kept
+
+    def _draw(self, record: Mapping[str, Any]) -> None:
         for name, value in _numbers(record):
             self.board.add_scalar(name, value, record["step"])
         # Another thread writes them, and would be killed along with the run.
@@ -69,14 +83,19 @@ def _leave_the_second(board: Path) -> None:
         time.sleep(1 - now % 1)
 
 
-def _is_before(line: str, step: int, epoch: int) -> bool:
-    """Whether a line tells of steps and epochs that are over; one that was cut short does not."""
+def _record(line: str) -> dict[str, Any] | None:
+    """What a line tells of a step; None of one that was cut short."""
     try:
         record = json.loads(line)
-        over = "epoch_losses" not in record or record["epoch"] <= epoch
-        return bool(record["step"] <= step and over)
-    except (ValueError, KeyError, TypeError):
-        return False
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+
+
+def _is_before(record: Mapping[str, Any], step: int, epoch: int) -> bool:
+    """Whether it tells of steps and epochs that are over."""
+    over = "epoch_losses" not in record or record.get("epoch", epoch + 1) <= epoch
+    return bool(record["step"] <= step and over)
 
 
 def _numbers(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:

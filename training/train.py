@@ -27,9 +27,9 @@ from tqdm import tqdm
 from cris_edge.errors import CrisEdgeError
 from training import checkpoint, distributed
 from training.data.batches import TrainingData, build_data
-from training.distributed import agree
+from training.distributed import agree, gather_objects
 from training.errors import CheckpointError, DataError, TrainingError
-from training.evaluate import Evaluation, evaluate_samples
+from training.evaluation import Evaluation, evaluate_samples
 from training.objective import Batch
 from training.pace import Pace
 from training.predictor import torch_segmenter
@@ -69,6 +69,7 @@ def train(
     data = agree(lambda: build_data(recipe))
     trainer = start(recipe, data, device)
     agree(lambda: begin(trainer, out, resume))
+    check_together(trainer, out)
     run_log = None
     if distributed.world()[0] == 0:
         out.mkdir(parents=True, exist_ok=True)
@@ -164,8 +165,7 @@ def keep_best(trainer: Trainer, found: dict[str, Evaluation], out: Path) -> None
         return
     trainer.best = score
     accuracy = {"split": "val", "metric": "mIoU", "epoch": trainer.epoch} | figures
-    metadata = {
-        "training_data": trainer.data.sources,
+    metadata = trainer.origin | {
         "accuracy": json.dumps(accuracy),
         "recipe": json.dumps(dataclasses.asdict(trainer.recipe)),
         "torch": torch.__version__,
@@ -215,6 +215,21 @@ def begin(trainer: Trainer, out: Path, resume: bool) -> None:
         trainer.load(found[-1])
     elif resume:
         log.warning("%s: no state to go on from, so this starts with the first step", out)
+
+
+def check_together(trainer: Trainer, out: Path) -> None:
+    """See to it that all processes go on from the same step.
+
+    Raises:
+        CheckpointError: they found different states, as on machines with folders of their own.
+    """
+    steps = gather_objects(trainer.step)
+    if len(set(steps)) > 1:
+        found = ", ".join(f"process {rank}: step {step}" for rank, step in enumerate(steps))
+        raise CheckpointError(
+            f"the processes would go on from different states ({found}): {out} must be one folder "
+            "that all machines share, or hold the same newest state on each"
+        )
 
 
 # --- what the log tells of a step ---

@@ -29,7 +29,7 @@ from training.objective import Batch, Objective, recompute
 from training.recipe import BYSTANDERS, Recipe
 from training.schedule import factor
 from training.told import Told
-from training.weights import build_model
+from training.weights import build_model, origin
 
 Tensors = list[Tensor] | tuple[Tensor, ...]
 
@@ -120,6 +120,8 @@ class Trainer:
         keep_freed_memory(device)
         self.recipe, self.data, self.device = recipe, data, device
         self.model = agree(lambda: build(recipe, data))
+        self.origin = agree(lambda: origin(recipe, data))
+        """What is told of all that the weights have learned from, by name."""
         self.objective = teach(self.model, recipe).to(device).train()
         if recipe.channels_last:
             self.objective.to(memory_format=torch.channels_last)

@@ -37,6 +37,20 @@ def build_model(recipe: Recipe, data: TrainingData) -> CRIS:
     return model
 
 
+def origin(recipe: Recipe, data: TrainingData) -> dict[str, str]:
+    """What a run's checkpoints say of all that their weights have learned from.
+
+    Raises:
+        CheckpointError: the checkpoint that it starts from is damaged.
+    """
+    if recipe.start_from is None:
+        return {"training_data": data.sources}
+    before = checkpoint.notes(recipe.start_from)
+    learned = before.get("training_data", "what its checkpoint does not tell")
+    kept = {name: before[name] for name in ("licence",) if name in before}
+    return kept | {"training_data": f"{data.sources}; before that: {learned}"}
+
+
 def fine_tune(model: CRIS, path: str) -> None:
     """Give a model all the weights of a checkpoint.
 

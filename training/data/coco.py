@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as rle_codec
 
+from cris_edge.photo import MAX_SIDE, MIN_SIDE
 from training.data.nouns import CATEGORY_INDEX
 from training.errors import DataError
 
@@ -27,7 +28,7 @@ class Instance:
     `box` is (x1, y1, x2, y2) in pixels of the photo; `area` in square pixels (of the box where
     there is no mask); `crowd` marks a region of many objects, to be ignored; `segmentation` is a
     compressed COCO RLE or None; `weight` in (0, 1] says how far the mask can be trusted. `objects`
-    is 1 but for what `join` makes.
+    is 1 but for what `join` makes, whose members' `categories` are kept.
     """
 
     id: int
@@ -38,6 +39,7 @@ class Instance:
     segmentation: Mapping[str, Any] | None = field(default=None, repr=False)
     weight: float = 1.0
     objects: int = 1
+    categories: frozenset[str] = frozenset()
 
     @property
     def has_mask(self) -> bool:
@@ -77,6 +79,7 @@ def join(instances: Sequence[Instance], height: int, width: int) -> Instance:
         segmentation=union,
         weight=min((instance.weight for instance in instances), default=1.0),
         objects=len(instances),
+        categories=frozenset(instance.category for instance in instances),
     )
 
 
@@ -191,12 +194,22 @@ def read_photos(
     for photo in photos:
         if not photo.path.is_file():
             raise DataError(f"{annotations}: photo {photo.path} is missing")
+        if not usable(photo):
+            raise DataError(
+                f"{annotations}: photo {photo.path.name} is {photo.width} x {photo.height}, but "
+                f"sides must be {MIN_SIDE} to {MAX_SIDE} pixels"
+            )
         for instance in photo.instances:
             if instance.category not in CATEGORY_INDEX:
                 raise DataError(
                     f"{annotations}: category {instance.category!r} is not one of COCO's 80"
                 )
     return photos
+
+
+def usable(photo: Photo) -> bool:
+    """Whether the runtime takes photos of that size."""
+    return min(photo.width, photo.height) >= MIN_SIDE and max(photo.width, photo.height) <= MAX_SIDE
 
 
 def _photo(

@@ -13,10 +13,7 @@ import numpy as np
 from training.data import layout
 from training.data.coco import Instance, Photo
 from training.data.colours import alike
-from training.data.mirror import mirror
 from training.data.nouns import MEANINGS, NOUNS
-
-__all__ = ["KINDS", "Expression", "derive", "mirror"]
 
 KINDS = ("category", "location", "ordinal", "size", "relation", "colour")
 
@@ -69,7 +66,8 @@ def derive(
         colours: instance id → name of its dominant colour, where it is clear.
         seed: chooses among nouns and wordings; the same seed gives the same list.
     """
-    rng = np.random.default_rng((seed, photo.id))
+    # Ids may be negative, which seeds may not.
+    rng = np.random.default_rng((seed, photo.id % 2**64))
     found: dict[tuple[str, int], Expression] = {}
     for noun in _nouns(photo, rng):
         group = _group(photo, noun, colours or {})

@@ -12,7 +12,8 @@ from PIL import Image, ImageOps
 from pycocotools import mask as rle_codec
 from tqdm import tqdm
 
-from training.data.coco import Photo
+from cris_edge.photo import MAX_SIDE, MIN_SIDE
+from training.data.coco import Photo, usable
 from training.data.references import Entry, ReferenceSet
 
 
@@ -42,6 +43,10 @@ def find_problems(data: ReferenceSet) -> list[Problem]:
         if not photo.path.is_file():
             name = f"{photo.path.name}: {said[row]} references"
             problems.append(Problem("photos that are missing", name, photo=row))
+        if not usable(photo):
+            name = f"{photo.path.name}: {photo.width} x {photo.height}"
+            kind = f"photos whose sides are not {MIN_SIDE} to {MAX_SIDE} pixels"
+            problems.append(Problem(kind, name, photo=row))
     return problems
 
 

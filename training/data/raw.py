@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cris_edge.tokenizer import clean
 from training.errors import DataError
 
 Entry = TypeVar("Entry")
@@ -41,14 +42,22 @@ def parse_entries(
 
 
 def whole_number(value: Any) -> int:
-    """The value, which has to be an int; `TypeError` otherwise."""
+    """The value, which has to be an int of 64 bits; `TypeError` or `ValueError` otherwise."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"expected a whole number, found {value!r}")
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"expected a whole number of 64 bits, found {value}")
     return value
 
 
 def text(value: Any) -> str:
-    """The value without space around it, which has to be text; `TypeError` otherwise."""
+    """The value without space around it, "" where cleaning leaves nothing of it.
+
+    Raises:
+        TypeError: it is no text.
+        ValueError: it holds halves of characters, which no file can keep, or what no phrase can.
+    """
     if not isinstance(value, str):
         raise TypeError(f"expected text, found {value!r}")
-    return value.strip()
+    value.encode()
+    return value.strip() if clean(value) else ""

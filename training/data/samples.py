@@ -6,7 +6,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from cris_edge.tokenizer import clean
 from training.data.coco import Instance, Photo, read_json, read_photos
 from training.data.colours import name_colours
 from training.data.expressions import derive
@@ -142,7 +141,7 @@ def _written(
     if not isinstance(entry["expressions"], list):
         raise TypeError(f"expected a list of expressions, found {entry['expressions']!r}")
     texts = [text(expression) for expression in entry["expressions"]]
-    if not all(map(clean, texts)):
+    if not all(texts):
         raise ValueError("an expression is empty")
     if not instance.has_mask:
         return []

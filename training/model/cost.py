@@ -22,16 +22,16 @@ STAGES = ("photo", "phrase", "pair")
 """What is computed once a photo, once a phrase, and once a pair of them."""
 
 
-def multiply_adds(model: CRIS) -> dict[str, int]:
+def multiply_adds(config: CRISConfig) -> dict[str, int]:
     """Multiply-adds of one photo with one phrase, by stage: convolutions and matrix products.
 
     Counted by torch on tensors without storage, two floating-point operations each.
     """
-    size = model.config.input_size
-    model = model.to("meta").eval()
+    size = config.input_size
     with torch.device("meta"), torch.no_grad():
+        model = CRIS(config).eval()
         frame = torch.zeros(1, size, size, 3, dtype=torch.uint8)
-        tokens = torch.zeros(1, model.config.word_len, dtype=torch.int64)
+        tokens = torch.zeros(1, config.word_len, dtype=torch.int64)
         photo, photo_cost = _counted(model.photo, frame)
         phrase, phrase_cost = _counted(model.phrase, tokens)
         _, pair_cost = _counted(model.pair, *photo, *phrase)
@@ -55,7 +55,7 @@ def table(config: CRISConfig) -> str:
         model = CRIS(config)
     held = {part: parameters(model.get_submodule(part)) for part in PARTS}
     held["all"] = parameters(model)
-    costs = multiply_adds(model)
+    costs = multiply_adds(config)
     costs["all"] = sum(costs.values())
     rows = [f"{config.name}, {config.input_size} px", f"{'part':<16}{'M parameters':>14}"]
     rows += [f"{part:<16}{count / 1e6:>14.2f}" for part, count in held.items()]
