@@ -18,7 +18,7 @@ import tokenizers
 
 from cris_edge import __version__
 from cris_edge.bundle import Bundle
-from cris_edge.engines import ENGINES, installed, open_engine
+from cris_edge.engines import CHOICES, ENGINES, installed, open_engine
 from cris_edge.engines.base import OFFERED
 from cris_edge.errors import CrisEdgeError
 from cris_edge.files import check_image_name, write_image
@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("-o", "--output", type=Path, help="where to write the overlay (.png, .jpg)")
     one.add_argument("--json", action="store_true", help="print the results as JSON")
     one.add_argument("--bundle", type=Path, help="a model; default: the one that is shipped")
-    one.add_argument("--engine", default="auto", choices=["auto", *ENGINES])
+    one.add_argument("--engine", default="auto", choices=CHOICES)
     one.add_argument("--threads", type=int, help="for one prediction; default: the engine's own")
     one.add_argument(
         "--precision",

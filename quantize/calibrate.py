@@ -21,7 +21,7 @@ from cris_edge.bundle import GRAPHS
 from quantize.candidate import TARGETS
 from quantize.job import CALIBRATED_WITH, Job, calibrate
 from training.arguments import at_least, documented, refusals
-from training.judged import VALIDATION, add_data, add_selection, data_of
+from training.judged import VALIDATION, add_data, add_selection, data_of, splits_of
 
 EXAMPLES = """examples:
   # OpenVINO, at most one point of mIoU lost on the validation split
@@ -100,7 +100,7 @@ def _job(options: argparse.Namespace) -> Job:
         target=options.target,
         budget=options.budget,
         samples=options.samples,
-        splits=tuple(options.split) or VALIDATION,
+        splits=splits_of(options),
         limit=options.limit,
         threads=options.threads,
         chart=options.sensitivity,

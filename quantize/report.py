@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cris_edge.engines import ENGINES
+from cris_edge.engines import CHOICES
 from cris_edge.files import whole_file, write_image
 from quantize.errors import QuantizeError
 from quantize.figures import Figures, agreement, table
@@ -27,7 +27,7 @@ from quantize.written import only_written, open_judged
 from training.arguments import at_least, documented, file_to_write, image_to_write, refusals
 from training.evaluate import evaluate
 from training.evaluation import Record
-from training.judged import VALIDATION, add_data, add_selection, data_of
+from training.judged import VALIDATION, add_data, add_selection, data_of, splits_of
 from training.report import VERSIONS, describe_machine, engine_in_words, measured_by, today
 from training.selection import Data
 
@@ -203,7 +203,7 @@ def parser() -> argparse.ArgumentParser:
     add("bundles", type=Path, nargs="+", metavar="BUNDLE", help="a folder or zip; float first")
     add_data(arguments)
     add_selection(arguments, VALIDATION[0])
-    add("--engine", default="auto", choices=["auto", *ENGINES], help="default: %(default)s")
+    add("--engine", default="auto", choices=CHOICES, help="default: %(default)s")
     add("--threads", type=number, help="processor threads; default: the engine's choice")
     add("--json", type=file_to_write, help="write the figures there")
     add("--picture", type=image_to_write, help="write the picture there (.png, .jpg)")
@@ -212,7 +212,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     """Compare; print and write what is asked for."""
-    data, splits = data_of(options), options.split or VALIDATION
+    data, splits = data_of(options), splits_of(options)
     figures = compare(
         options.bundles,
         data,

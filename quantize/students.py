@@ -32,7 +32,7 @@ from training.arguments import at_least, documented, file_to_write, refusals
 from training.data.vocabulary import student_tokenizer
 from training.errors import CheckpointError
 from training.evaluate import evaluate
-from training.judged import VALIDATION, add_data, add_selection, data_of
+from training.judged import VALIDATION, add_data, add_selection, data_of, splits_of
 from training.model import CRIS, CRISConfig
 from training.model.config import MODELS, R50, STUDENTS
 from training.model.cost import multiply_adds, parameters
@@ -248,7 +248,7 @@ def run(options: argparse.Namespace) -> None:
     """Measure; print and write what is asked for."""
     judge = None
     if options.checkpoint:
-        judge = Judge(data_of(options), options.split or VALIDATION, options.limit)
+        judge = Judge(data_of(options), splits_of(options), options.limit)
     rows = measure(options.models, options.threads, dict(options.checkpoint), judge)
     print(table(rows))
     machine = "{processor}, {cores} cores, {system}".format(**describe_machine())

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from cris_edge import Segmenter
-from cris_edge.engines import ENGINES
+from cris_edge.engines import CHOICES
 from cris_edge.errors import CrisEdgeError
 from cris_edge.photo import Photo
 from samples.bench.process import peak_memory
@@ -95,7 +95,7 @@ def parser() -> argparse.ArgumentParser:
     add("--predictions", type=at_least(1), default=10_000, help="how many; default: %(default)s")
     add("--bound", type=float, default=32, help="MB that it may grow by; default: %(default)s")
     add("--bundle", help="a model; default: the one that ships")
-    add("--engine", default="auto", choices=["auto", *ENGINES])
+    add("--engine", default="auto", choices=CHOICES)
     return arguments
 
 

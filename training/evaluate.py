@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cris_edge import Segmenter
-from cris_edge.engines import ENGINES
+from cris_edge.engines import CHOICES
 from cris_edge.engines.base import OFFERED
 from cris_edge.errors import CrisEdgeError
 from cris_edge.files import whole_file
@@ -206,7 +206,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--threshold", type=_probability, help="of the mask; default: the model's own")
     add("--baselines", action="store_true", help="add blind baselines on the same samples")
-    add("--engine", default="auto", choices=["auto", *ENGINES], help="of a bundle")
+    add("--engine", default="auto", choices=CHOICES, help="of a bundle")
     add("--threads", type=number, help="processor threads; default: the engine's choice")
     add(
         "--precision",

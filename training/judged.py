@@ -36,6 +36,11 @@ def data_of(options: argparse.Namespace) -> Data:
     return SceneData(options.scenes)
 
 
+def splits_of(options: argparse.Namespace) -> tuple[str, ...]:
+    """The splits that choices are made by: those given by `--split`, else validation."""
+    return tuple(options.split) or VALIDATION
+
+
 def add_selection(arguments: argparse.ArgumentParser, usual: str) -> None:
     """Add `--split` and `--limit`, as `training.selection.select` takes them.
 

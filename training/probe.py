@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cris_edge import Segmenter
-from cris_edge.engines import ENGINES
+from cris_edge.engines import CHOICES
 from cris_edge.files import whole_file
 from cris_edge.segmenter import Info
 from training import checkpoint
@@ -169,7 +169,7 @@ def parser() -> argparse.ArgumentParser:
     add = arguments.add_argument
     add("model", type=Path, help="a checkpoint (.safetensors) or a bundle (folder or zip)")
     add("--data", type=Path, required=True, help="a data folder: docs/data.md")
-    add("--engine", default="auto", choices=["auto", *ENGINES], help="of a bundle")
+    add("--engine", default="auto", choices=CHOICES, help="of a bundle")
     add("--threads", type=at_least(1), help="processor threads; default: the engine's choice")
     add("--json", type=file_to_write, help="write figures, versions and machine there")
     add(

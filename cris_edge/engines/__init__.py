@@ -25,6 +25,8 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 # Best first: what `auto` tries.
 ENGINES = {"tensorrt": "TensorRt", "openvino": "OpenVino", "onnxruntime": "OnnxRuntime"}
+CHOICES = ("auto", *ENGINES)
+"""What `choose_engine` takes, as command lines offer it."""
 
 
 def installed() -> list[str]:
