@@ -81,7 +81,7 @@ def main() -> int:
     begun = time.perf_counter()
     try:
         done = run(options.source, options.phrases, options.output)
-    except CrisEdgeError as error:
+    except (CrisEdgeError, OSError) as error:
         print(f"samples/video.py: {error}", file=sys.stderr)
         return 2
     print(f"{options.output}: {done} frames, {done / (time.perf_counter() - begun):.1f} a second")
