@@ -4,6 +4,7 @@ or many."""
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +129,9 @@ def test_groups_of_objects_appear_where_they_tell_something(
     assert not any(name.startswith("objects") for name in usual.evaluation.groups)
 
 
-def instance(category: str, objects: int = 1) -> Instance:
-    return Instance(-1, category, (0, 0, 1, 1), 1.0, objects=objects)
+def instance(category: str, objects: int = 1, of: Collection[str] = ()) -> Instance:
+    box = (0.0, 0.0, 1.0, 1.0)
+    return Instance(-1, category, box, 1.0, objects=objects, categories=frozenset(of))
 
 
 def reference(target: Instance, *others: Instance, text: str = "it") -> Sample:
@@ -143,8 +145,9 @@ def reference(target: Instance, *others: Instance, text: str = "it") -> Sample:
         (instance("person", 2), ["person", "person"], ["objects: several", "person", "no rival"]),
         (instance("person", 2), ["person"] * 3, ["objects: several", "person", "rival present"]),
         # Neither people nor no people.
-        (instance("dog and person", 2), ["person", "dog"], ["objects: several", "no rival"]),
-        (instance("cat and dog", 3), ["dog"] * 3 + ["cat"],
+        (instance("dog and person", 2, {"dog", "person"}), ["person", "dog"],
+         ["objects: several", "no rival"]),
+        (instance("cat and dog", 3, {"cat", "dog"}), ["dog"] * 3 + ["cat"],
          ["objects: several", "not a person", "rival present"]),
         (instance("nothing", 0), ["person"], ["objects: none"]),
         # One thing, not two of different kinds.
@@ -162,7 +165,7 @@ def test_groups_of_targets_of_any_number(
 
 
 def test_a_table_has_one_row_for_all_mixed_targets() -> None:
-    assert category_name(instance("dog and person", 2)) == "several categories"
+    assert category_name(instance("dog and person", 2, {"dog", "person"})) == "several categories"
     assert category_name(instance("person", 3)) == "person"
     assert category_name(instance("bow and arrow")) == "bow and arrow"
     assert category_name(instance("nothing", 0)) == "nothing"

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from cris_edge import Segmenter
+from cris_edge import InputError, Segmenter
 from cris_edge.bundle import Bundle
 from cris_edge.letterbox import Letterbox
 from cris_edge.photo import as_photo
@@ -249,7 +249,7 @@ def test_a_folder_in_the_files_place_is_not_replaced(
 ) -> None:
     (tmp_path / f"bundle{suffix}").mkdir()
     job = Job(tmp_path / "none.safetensors", tmp_path / "bundle", **{option: True})
-    with pytest.raises(ExportError, match="expected a file to write, this is a folder"):
+    with pytest.raises(InputError, match="expected a file to write, this is a folder"):
         build(job)
 
 
