@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import onnx
 
+from cris_edge.errors import CrisEdgeError
 from quantize.errors import QuantizeError
 from quantize.jetson import fit_scales
 from quantize.samples import Feeds
@@ -64,6 +65,8 @@ def quantise(
                 ignored_scope=nncf.IgnoredScope(types=list(FLOAT), validate=False),
                 advanced_parameters=advanced,
             )
+    except CrisEdgeError:
+        raise  # a photo or an engine that fails has its own words
     except (nncf.InternalError, nncf.ValidationError, RuntimeError, ValueError) as error:
         raise QuantizeError(f"NNCF cannot quantise the graph {name}: {error}") from error
     _check_scales(name, quantised)

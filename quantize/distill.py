@@ -15,13 +15,16 @@ from pathlib import Path
 
 import torch
 
+from cris_edge.bundle import Bundle
 from quantize.distillation import TEACHER, Distillation
 from quantize.phrases import teach_phrases
 from quantize.recipe import DistillRecipe
-from quantize.teachers import CheckpointTeacher, check_lessons, open_teacher
+from quantize.teachers import CheckpointTeacher, check_lessons, is_checkpoint, open_teacher
+from training import checkpoint
 from training.arguments import documented
 from training.data.batches import TrainingData
 from training.distributed import agree
+from training.errors import RecipeError
 from training.model import CRIS
 from training.phrases import read_phrases
 from training.recipe import Recipe, as_override
@@ -42,6 +45,11 @@ def distil(recipe: DistillRecipe, out: Path, resume: bool, device: torch.device)
     if path is None:
         train(recipe, out, resume, device)
         return
+    if not (recipe.soft_masks or recipe.relations or recipe.features or recipe.texts):
+        raise RecipeError(
+            "a teacher, and nothing to learn from it: soft_masks, relations and features are 0, "
+            "and there are no texts"
+        )
     teacher = agree(lambda: open_teacher(path, device))
     check_lessons(recipe, teacher)
     begun = resume and bool(states(out))
@@ -64,11 +72,37 @@ def distil(recipe: DistillRecipe, out: Path, resume: bool, device: torch.device)
     def start(_: Recipe, data: TrainingData, device: torch.device) -> Trainer:
         if not (recipe.soft_masks or recipe.relations or recipe.features):
             # Phrases alone: the teacher need not see the photos.
-            return Trainer(recipe, data, device, build=build)
-        data.readers[TEACHER] = (teacher.tokenizer, teacher.word_len)
-        return Trainer(recipe, data, device, build=build, teach=teach)
+            trainer = Trainer(recipe, data, device, build=build)
+        else:
+            data.readers[TEACHER] = (teacher.tokenizer, teacher.word_len)
+            trainer = Trainer(recipe, data, device, build=build, teach=teach)
+        trainer.origin = taught(trainer.origin, path)
+        return trainer
 
     train(recipe, out, resume, device, start)
+
+
+def taught(origin: dict[str, str], teacher: str) -> dict[str, str]:
+    """What is told of a model's origin, with what its teacher had learned from.
+
+    Args:
+        origin: as `Trainer.origin`.
+        teacher: a checkpoint or a bundle.
+
+    Raises:
+        CrisEdgeError: it is neither.
+    """
+    notes = checkpoint.notes(teacher) if is_checkpoint(teacher) else Bundle.open(teacher).about
+    learned = notes.get("training_data", "what it does not tell")
+    licences = dict.fromkeys(
+        str(one["licence"]) for one in (origin, notes) if one.get("licence") is not None
+    )
+    licence = {"licence": "; ".join(licences)} if licences else {}
+    return (
+        origin
+        | licence
+        | {"training_data": f"{origin['training_data']}; taught by a model of: {learned}"}
+    )
 
 
 EXAMPLE = """examples:

@@ -112,7 +112,7 @@ def calibrate(job: Job, say: Say = print) -> Bundle:
 
 def _check_chart(chart: Path, out: Path) -> None:
     check_image_name(chart)
-    if out in chart.resolve().parents:
+    if out in (chart.resolve(), *chart.resolve().parents):
         raise QuantizeError(
             f"--sensitivity {chart}: lies in the bundle's folder, which holds its own files alone; "
             "choose another place"
@@ -125,11 +125,12 @@ class _Run:
     def __init__(self, job: Job, workspace: Path, say: Say):
         self.job, self.say, self.workspace = job, say, workspace
         self.target = TARGETS[job.target]
-        self.source = self._open()
-        self.float = Segmenter(self.source.folder, self.target.engine, job.threads)
-        floats = read_float(self.source)
+        # What is wrong with the data shows before anything is exported.
         judged = select(job.data, job.splits, limit=job.limit)
         self.samples = choose(job.data, judged, job.samples)
+        self.source = self._open()
+        floats = read_float(self.source)
+        self.float = Segmenter(self.source.folder, self.target.engine, job.threads)
         self.feeds = Feeds(self.float, self.samples)
         self.feeds.check()
         say(f"calibrating with {self._said_of_samples()}")
@@ -236,7 +237,11 @@ class _Run:
         reasons = [*reasons, *account.slower()]
         self._refuse(reasons)
         report = account.as_dict(reasons)
-        about = {"calibration": self._calibration(), "made_with": self._made_with()}
+        about = {
+            "judged": {"splits": self.job.splits, "limit": self.job.limit},
+            "calibration": self._calibration(),
+            "made_with": self._made_with(),
+        }
         return describe(bundle, {"quantization": report | about})
 
     def _refuse(self, reasons: Sequence[str]) -> None:

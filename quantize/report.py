@@ -47,7 +47,7 @@ def compare(
     *,
     engine: str = "auto",
     threads: int | None = None,
-    splits: Sequence[str] = (),
+    splits: Sequence[str] = VALIDATION,
     limit: int | None = None,
 ) -> dict[str, Figures]:
     """Judge and time bundles.

@@ -50,7 +50,7 @@ class Judge:
     """What checkpoints are judged by, as `training.evaluate.evaluate` takes it."""
 
     data: Data
-    splits: Sequence[str] = ()
+    splits: Sequence[str] = VALIDATION
     limit: int | None = None
 
 

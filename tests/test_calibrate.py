@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -31,12 +32,15 @@ from cris_edge.segmenter import SHIPPED
 from quantize.budget import fewest
 from quantize.calibrate import main
 from quantize.errors import QuantizeError
+from quantize.figures import loss
 from quantize.graphs import read_float
 from quantize.job import Job, calibrate
+from quantize.samples import choose
 from quantize.speed import Milliseconds
 from tests.scenes import PHRASES, photo, write_folder
+from training.errors import DataError
 from training.report import today
-from training.selection import FolderData, SceneData
+from training.selection import FolderData, SceneData, select
 
 JUDGED = 2
 """Scenes."""
@@ -114,6 +118,9 @@ def test_an_int8_bundle_runs_and_tells_what_it_is(
     report = bundle.about["quantization"]
     assert report["int8"]["bytes"] < report["float"]["bytes"]
     assert report["within_budget"]
+    (before,), (after,) = (report[kind]["scores"].values() for kind in ("float", "int8"))
+    assert report["lost"] == pytest.approx(100 * (before["mIoU"] - after["mIoU"]), abs=1e-3)
+    assert report["judged"] == {"splits": ["val"], "limit": None}
     assert report["times_faster"] == 2.0
     assert report["timed"].startswith(f"both bundles, {engine} ")
     assert report["forced_in_spite_of"] == []
@@ -307,6 +314,41 @@ def with_training_photos(root: Path, count: int) -> FolderData:
     return FolderData(root)
 
 
+def part(miou: float) -> Any:
+    return SimpleNamespace(evaluation=SimpleNamespace(scores=SimpleNamespace(miou=miou)))
+
+
+def test_what_is_lost_is_that_of_the_part_that_loses_most() -> None:
+    before = [part(0.5), part(0.4)]
+    assert loss(before, [part(0.45), part(0.6)]) == pytest.approx(5)
+    assert loss(before, [part(0.6), part(0.37)]) == pytest.approx(3)
+    assert loss(before, [part(0.52), part(0.41)]) == pytest.approx(-1)
+
+
+def test_it_is_calibrated_with_as_many_photos_as_can_be(tmp_path: Path) -> None:
+    data = with_training_photos(tmp_path / "data", 3)
+    judged = select(data)
+    photos = [[s.photo.id for s in choose(data, judged, count)] for count in (2, 3, 7)]
+    assert photos[0] == [0, 2]  # spread evenly
+    assert photos[1] == [0, 1, 2]
+    assert photos[2] == [0, 1, 2, 0, 1, 2, 0]
+    chosen = choose(data, judged, 7)
+    assert len({(s.photo.id, s.text, s.instance.id) for s in chosen}) == 7
+    again = choose(data, judged, 7)
+    assert [(s.photo.id, s.text) for s in again] == [(s.photo.id, s.text) for s in chosen]
+
+
+def test_data_are_looked_at_before_anything_is_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantize.job, "export", None)
+    nowhere = FolderData(tmp_path / "nowhere")
+    given = job(tmp_path, tmp_path / "int8", data=nowhere, checkpoint=tmp_path / "x")
+    with pytest.raises(DataError, match=r"instances_val\.json is missing"):
+        calibrate(dataclasses.replace(given, bundle=None), silent)
+    assert not (tmp_path / "int8").exists()
+
+
 def test_one_photo_is_not_enough(tmp_path: Path, sensitive_bundle: Path) -> None:
     data = with_training_photos(tmp_path / "data", 1)
     with pytest.raises(QuantizeError, match=r"at least two photos.*have 1"):
@@ -384,9 +426,13 @@ def test_a_bundle_of_int8_is_not_quantised_again(
 ) -> None:
     told(monkeypatch, times_faster=2.0)
     calibrate(job(sensitive_bundle, tmp_path / "int8"), silent)
-    assert Bundle.open(tmp_path / "int8").precision == "int8"
-    with pytest.raises(QuantizeError, match="quantised already"):
-        calibrate(job(tmp_path / "int8", tmp_path / "again"), silent)
+    path = tmp_path / "int8" / "bundle.json"
+    about = json.loads(path.read_text())
+    assert about["precision"] == "int8"
+    for target in ("onnx", "jetson"):  # of which engines for CPUs would refuse the second
+        path.write_text(json.dumps(about | {"target": about["target"] | {"name": target}}))
+        with pytest.raises(QuantizeError, match="quantised already"):
+            calibrate(job(tmp_path / "int8", tmp_path / "again"), silent)
 
 
 def test_weights_in_8_bits_are_read_as_the_floats_that_they_stand_for() -> None:

@@ -105,6 +105,27 @@ def test_a_lesson_of_no_weight_is_not_given(recipe: Path, teacher: Path, tmp_pat
     assert losses.keys() == LOSSES | {"soft_masks"}
 
 
+def test_a_teacher_that_teaches_nothing_is_refused(
+    recipe: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    none = ["soft_masks=0", "relations=0", "features=0"]
+    assert run(recipe, tmp_path / "out", teacher, *none) == 2
+    assert "a teacher, and nothing to learn from it" in last_line(capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_student_tells_what_its_teacher_had_learned_and_under_which_licence(
+    recipe: Path, teacher: Path, tmp_path: Path
+) -> None:
+    kept, path = checkpoint.load(teacher), tmp_path / "teacher.safetensors"
+    notes = {"training_data": "5 photos of theirs", "licence": "research only"}
+    checkpoint.save(path, kept.model, kept.tokenizer, notes)
+    assert run(recipe, tmp_path / "out", path, "relations=0", "features=0", "epochs=1") == 0
+    found = checkpoint.notes(tmp_path / "out" / "best.safetensors")
+    assert found["licence"] == "research only"
+    assert found["training_data"].endswith("; taught by a model of: 5 photos of theirs")
+
+
 def test_phrases_alone_are_taught_without_showing_the_teacher_photos(
     recipe: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
