@@ -8,6 +8,7 @@ goes on: give the very same command.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 
@@ -15,10 +16,11 @@ import torch
 
 from quantize.distill import distil
 from quantize.recipe import DistillRecipe
-from quantize.teachers import is_checkpoint, open_teacher
-from training.arguments import refusals
+from quantize.teachers import check_lessons, is_checkpoint, open_teacher
+from training.arguments import refusals, split_way
 from training.compare import compare, parser
-from training.recipe import as_override
+from training.phrases import read_phrases
+from training.recipe import as_override, read_recipe
 
 WAYS = (
     "teacher=null",
@@ -39,13 +41,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--teacher", required=True, help="a checkpoint (.safetensors) or a bundle"
     )
     options = arguments.parse_args(argv)
-    # Before the first way, which needs no teacher, has trained for hours.
-    if status := refusals(lambda: open_teacher(options.teacher, torch.device("cpu"))):
-        return status
     usual = WAYS if is_checkpoint(options.teacher) else OF_A_BUNDLE
     options.way = options.way or list(usual)
     options.set = [as_override("teacher", options.teacher), *options.set]
+    # Before the first way, which needs no teacher, has trained for hours.
+    if status := refusals(lambda: check_ways(options)):
+        return status
     return compare(options, DistillRecipe, distil)
+
+
+def check_ways(options: argparse.Namespace) -> None:
+    """Refuse ways whose teachers are not there, or cannot give a lesson.
+
+    Raises:
+        CrisEdgeError: tells which, and why.
+    """
+    for way in options.way:
+        overrides = [*options.set, *split_way(way)]
+        recipe = read_recipe(options.config, overrides, DistillRecipe)
+        if recipe.teacher is not None:
+            check_lessons(recipe, open_teacher(recipe.teacher, torch.device("cpu")))
+        if recipe.texts is not None:
+            read_phrases(recipe.texts)
 
 
 if __name__ == "__main__":

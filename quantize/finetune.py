@@ -92,6 +92,7 @@ def finetune(recipe: DistillRecipe, out: Path, resume: bool, device: torch.devic
         trainer = Trainer(recipe, data, device, teach=teach)
         # Its masks are to stay what they were.
         trainer.threshold = threshold
+        trainer.judged_as = "the model rounded as INT8"
         return trainer
 
     train(recipe, out, resume, device, start)
@@ -101,7 +102,8 @@ def open_float(recipe: DistillRecipe, device: torch.device) -> tuple[CheckpointT
     """The model that a recipe starts from, which stays as it is, and where its masks end.
 
     Raises:
-        CheckpointError: it is missing, damaged, or of other sizes than the recipe's model.
+        CheckpointError: it is missing, damaged, of other sizes than the recipe's model, or has
+            branches that export merges.
     """
     path = str(recipe.start_from)
     kept = checkpoint.load(path)
@@ -110,6 +112,12 @@ def open_float(recipe: DistillRecipe, device: torch.device) -> tuple[CheckpointT
         raise CheckpointError(
             f"{path} is of other sizes than the recipe's model: {', '.join(differing)}. Give a "
             "recipe of its own sizes, or its model= and sizes="
+        )
+    if any(hasattr(module, "reparameterize") for module in kept.model.image_encoder.modules()):
+        raise CheckpointError(
+            f"{path}: its photo side has branches side by side, which export merges into one "
+            "convolution and rounds as one: rounding each, as fine-tuning would, is another thing. "
+            "Calibrate it as it is: python -m quantize.calibrate"
         )
     for name, tensor in kept.model.state_dict().items():
         if not torch.isfinite(tensor).all():

@@ -274,7 +274,28 @@ def test_ways_are_compared_in_one_command(
     *_, without, taught = capsys.readouterr().out.splitlines()
     assert without.startswith("teacher=null ")
     assert taught.startswith("relations=0 ")
-    assert "soft_masks" not in log(tmp_path / "runs" / "teacher=null" / "seed-0")[0]["losses"]
+    assert log(tmp_path / "runs" / "teacher=null" / "seed-0")[0]["losses"].keys() == LOSSES
+    lessons = log(tmp_path / "runs" / "relations=0" / "seed-0")[0]["losses"].keys() - LOSSES
+    assert lessons == {"soft_masks", "features"}
+
+
+@pytest.mark.parametrize(
+    ("way", "words"),
+    [
+        ("", "relations, features: expected a checkpoint as the teacher"),
+        ("relations=0 features=0 texts=none.txt", "texts: expected a checkpoint"),
+        ("teacher=none.safetensors", "none.safetensors: no such file"),
+    ],
+)
+def test_a_way_that_cannot_be_is_refused_before_another_trains(
+    recipe: Path, sensitive_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    way: str, words: str,
+) -> None:  # fmt: skip
+    command = ["--teacher", str(sensitive_bundle), "--config", str(recipe)]
+    command += ["--out", str(tmp_path / "runs"), "--way", "teacher=null", "--way", way]
+    assert compare.main(command) == 2
+    assert words in last_line(capsys.readouterr().err)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_of_a_bundle_masks_alone_are_compared(

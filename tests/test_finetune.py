@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -49,7 +50,7 @@ from training.data.batches import build_data
 from training.data.scene_phrases import vocabulary
 from training.data.vocabulary import student_tokenizer
 from training.model import CRIS
-from training.model.config import THRESHOLD
+from training.model.config import STUDENT_M, THRESHOLD
 from training.predictor import letterbox_of, torch_segmenter
 from training.recipe import read_recipe
 from training.selection import SceneData, select
@@ -111,6 +112,24 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
     return last_line(capsys.readouterr().err)
 
 
+def test_branches_that_export_merges_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = {"vocab_size": 600, "text_width": 64, "text_layers": 1, "decoder_layers": 1}
+    model = CRIS(dataclasses.replace(STUDENT_M, input_size=64, **sizes)).eval()
+    checkpoint.save(tmp_path / "m.safetensors", model, small_tokenizer(), {})
+    path = write_recipe(
+        tmp_path / "m.yaml",
+        RECIPE,
+        **CHANGES,
+        model="cris_edge_m",
+        sizes=sizes | {"input_size": 64},
+    )
+    line = refused(capsys, path, tmp_path / "out", tmp_path / "m.safetensors")
+    assert "its photo side has branches side by side, which export merges" in line
+    assert not (tmp_path / "out").exists()
+
+
 # --- the run ---
 
 
@@ -127,6 +146,7 @@ def test_what_comes_out_is_an_ordinary_checkpoint(
     assert {n: t.shape for n, t in tensors.items()} == {n: t.shape for n, t in originals.items()}
     same = ("config", "tokenizer", "threshold")
     assert [header[name] for name in same] == [heading[name] for name in same]
+    assert json.loads(header["accuracy"])["of"] == "the model rounded as INT8"
     moved = [n for n in tensors if not torch.equal(tensors[n], originals[n])]
     assert moved
     # Batch norms keep the statistics that are folded into the weights.

@@ -165,6 +165,8 @@ def keep_best(trainer: Trainer, found: dict[str, Evaluation], out: Path) -> None
         return
     trainer.best = score
     accuracy = {"split": "val", "metric": "mIoU", "epoch": trainer.epoch} | figures
+    if trainer.judged_as is not None:
+        accuracy["of"] = trainer.judged_as
     metadata = trainer.origin | {
         "accuracy": json.dumps(accuracy),
         "recipe": json.dumps(dataclasses.asdict(trainer.recipe)),

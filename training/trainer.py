@@ -147,6 +147,8 @@ class Trainer:
         self.best = -1.0
         self.threshold = THRESHOLD
         """Where masks end when the model is judged, and in what is kept of it."""
+        self.judged_as: str | None = None
+        """What is judged, where it is not the very model that is kept."""
 
     def _build_optimiser(self) -> torch.optim.Optimizer:
         recipe = self.recipe
