@@ -9,6 +9,7 @@ goes on: give the very same command.
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Sequence
 
@@ -56,11 +57,13 @@ def check_ways(options: argparse.Namespace) -> None:
     Raises:
         CrisEdgeError: tells which, and why.
     """
+    # Most ways have the same one, which is large.
+    opened = functools.cache(lambda path: open_teacher(path, torch.device("cpu")))
     for way in options.way:
         overrides = [*options.set, *split_way(way)]
         recipe = read_recipe(options.config, overrides, DistillRecipe)
         if recipe.teacher is not None:
-            check_lessons(recipe, open_teacher(recipe.teacher, torch.device("cpu")))
+            check_lessons(recipe, opened(recipe.teacher))
         if recipe.texts is not None:
             read_phrases(recipe.texts)
 

@@ -94,15 +94,13 @@ def taught(origin: dict[str, str], teacher: str) -> dict[str, str]:
     """
     notes = checkpoint.notes(teacher) if is_checkpoint(teacher) else Bundle.open(teacher).about
     learned = notes.get("training_data", "what it does not tell")
+    told = origin | {"training_data": f"{origin['training_data']}; taught by a model of: {learned}"}
     licences = dict.fromkeys(
         str(one["licence"]) for one in (origin, notes) if one.get("licence") is not None
     )
-    licence = {"licence": "; ".join(licences)} if licences else {}
-    return (
-        origin
-        | licence
-        | {"training_data": f"{origin['training_data']}; taught by a model of: {learned}"}
-    )
+    if licences:
+        told["licence"] = "; ".join(licences)
+    return told
 
 
 EXAMPLE = """examples:
