@@ -343,6 +343,18 @@ def test_going_on_with_other_phrases_is_refused(
     assert "state-00000004.safetensors: of other data than the 4 photos with" in line
 
 
+def test_going_on_with_another_outline_is_refused(
+    stopped: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = shutil.copytree(recipe.parent / "data", tmp_path / "other")
+    labels = json.loads((data / "instances_train.json").read_text())
+    outline = labels["annotations"][0]["segmentation"][0]
+    outline[0] += 3
+    (data / "instances_train.json").write_text(json.dumps(labels))
+    line = refused(capsys, recipe, stopped, "--resume", f"data={data}")
+    assert "state-00000004.safetensors: of other data than the 4 photos with" in line
+
+
 def test_going_on_with_other_references_is_refused(
     references: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ from cris_edge.tokenizer import Tokenizer, build
 from training import checkpoint
 from training.data import foreign, several
 from training.data.augment import Augmentation
+from training.data.coco import Instance
 from training.data.items import ItemMaker, Place, collate, start_worker
 from training.data.nouns import CATEGORIES, EVERY_NOUN, NOUNS
 from training.data.photo_dataset import PhotoDataset
@@ -62,7 +64,7 @@ class TrainingData:
     sources: str
     """In words, for whoever gets the model."""
     mark: str
-    """Of the photos and phrases to train on; a run goes on with the same ones alone."""
+    """Of the photos, labels and phrases to train on; a run goes on with the same ones alone."""
     readers: dict[str, tuple[Tokenizer, int]] = field(default_factory=dict)
     """Who else reads the phrases: a batch has `NAME_tokens` by this tokenizer, so many a phrase."""
 
@@ -239,7 +241,10 @@ def _photos(recipe: Recipe) -> TrainingData:
     repeats = [times[path in whole] for path in dataset.paths]
     sources = f"{len(dataset)} photos with {len(samples)} referring expressions"
     validation = load_sources(recipe.data, "val")
-    mark = _mark((sample.photo.path.name, sample.text) for sample in samples)
+    photos = {sample.photo.path: sample.photo for sample in samples}.values()
+    labels = ((photo.path.name, *map(_label, photo.instances)) for photo in photos)
+    said = ((sample.photo.path.name, str(sample.instance.id), sample.text) for sample in samples)
+    mark = _mark(chain(labels, said))
     return TrainingData(tokenizer, dataset, repeats, validation, sources, mark)
 
 
@@ -263,7 +268,7 @@ def _references(recipe: Recipe) -> TrainingData:
     validation = {source: samples_of(judged, source, "first")}
     sources = f"{len(references)} references of {prepared.name}"
     repeats = [recipe.train_repeats] * len(dataset)
-    mark = _mark((one.photo.path.name, *one.sentences) for one in references)
+    mark = _mark((one.photo.path.name, _label(one.target), *one.sentences) for one in references)
     return TrainingData(tokenizer, dataset, repeats, validation, sources, mark)
 
 
@@ -285,8 +290,14 @@ def _scenes(recipe: Recipe) -> TrainingData:
 
 
 def _mark(what: Iterable[tuple[str, ...]]) -> str:
-    """What tells data from others, in any folder: of photos' names and what is said of them."""
+    """What tells data from others, in any folder: of photos' names, labels and phrases."""
     digest = hashlib.sha256()
     for line in what:
-        digest.update("\0".join((*line, "")).encode())
+        digest.update("\0".join((*line, "\0")).encode())
     return digest.hexdigest()
+
+
+def _label(instance: Instance) -> str:
+    """All that is learnt from an instance."""
+    outline = instance.segmentation and instance.segmentation["counts"]
+    return f"{instance.category} {instance.box} {instance.crowd} {instance.weight} {outline}"
