@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sys
 import tempfile
 import weakref
 import zipfile
@@ -19,6 +18,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from cris_edge.errors import BundleError
+from cris_edge.fields import Fields
 from cris_edge.files import whole_file
 from cris_edge.letterbox import Letterbox
 
@@ -215,7 +215,7 @@ def _read(folder: Path, given: Path) -> Bundle:
         raise BundleError(f"{given}: no {SPECIFICATION}, so this is no bundle{hint}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{given / SPECIFICATION}: cannot be read: {error}") from error
-    fields = _Fields(about, SPECIFICATION)
+    fields = Fields(about, SPECIFICATION)
     if fields.text("format") != FORMAT:
         raise BundleError(f"expected the format {FORMAT!r}, got {about['format']!r}")
     if fields.integer("version") != VERSION:
@@ -243,7 +243,7 @@ def _read(folder: Path, given: Path) -> Bundle:
     return bundle
 
 
-def _verify_files(folder: Path, files: _Fields) -> None:
+def _verify_files(folder: Path, files: Fields) -> None:
     for name in files.values:
         _inside(name)
         path = folder / name
@@ -270,7 +270,7 @@ def other_files(folder: Path, listed: Collection[str]) -> list[str]:
     return sorted({path.as_posix() for path in found} - {SPECIFICATION, *listed})
 
 
-def _specification(folder: Path, fields: _Fields, about: Mapping[str, Any]) -> Bundle:
+def _specification(folder: Path, fields: Fields, about: Mapping[str, Any]) -> Bundle:
     image, text, mask = (fields.mapping(name) for name in ("image", "text", "mask"))
     image.only("interpolation", "cubic")
     image.only("border", "mean")
@@ -330,14 +330,14 @@ def _listed(tensors: Iterable[TensorSpec]) -> str:
     return ", ".join(sorted(f"{t.name} {t.dtype} {t.shape}" for t in tensors)) or "nothing"
 
 
-def _graph(fields: _Fields) -> GraphSpec:
+def _graph(fields: Fields) -> GraphSpec:
     return GraphSpec(fields.text("file"), _tensors(fields, "inputs"), _tensors(fields, "outputs"))
 
 
-def _tensors(fields: _Fields, name: str) -> tuple[TensorSpec, ...]:
+def _tensors(fields: Fields, name: str) -> tuple[TensorSpec, ...]:
     specs = []
     for position, entry in enumerate(fields.typed(name, list)):
-        tensor = _Fields(entry, f"{fields.where}.{name}[{position}]")
+        tensor = Fields(entry, f"{fields.where}.{name}[{position}]")
         shape = tensor.typed("shape", list)
         static = shape[1:] if shape[:1] == [PHRASES] else shape
         if not all(type(axis) is int and axis > 0 for axis in static):
@@ -348,68 +348,3 @@ def _tensors(fields: _Fields, name: str) -> tuple[TensorSpec, ...]:
         dtype = tensor.one_of("dtype", DTYPES)
         specs.append(TensorSpec(tensor.text("name"), dtype, tuple(shape)))
     return tuple(specs)
-
-
-@dataclass(frozen=True)
-class _Fields:
-    """A JSON object whose fields are read with their types checked."""
-
-    values: Any
-    where: str
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.values, dict):
-            raise BundleError(f"{self.where}: expected an object, got {type(self.values).__name__}")
-
-    def typed(self, name: str, kind: type) -> Any:
-        """A field of just this type, or BundleError; a bool is no int here."""
-        if name not in self.values:
-            raise BundleError(f"{self.where}: the field {name!r} is missing")
-        value = self.values[name]
-        if type(value) is not kind:
-            raise BundleError(
-                f"{self.where}.{name}: expected {kind.__name__}, got {type(value).__name__}"
-            )
-        return value
-
-    def text(self, name: str) -> str:
-        return str(self.typed(name, str))
-
-    def integer(self, name: str) -> int:
-        return int(self.typed(name, int))
-
-    def number(self, name: str) -> float:
-        if isinstance(self.values.get(name), int):
-            return self.finite(name, self.integer(name))
-        return self.finite(name, self.typed(name, float))
-
-    def finite(self, name: str, value: float) -> float:
-        """Refuse infinities, what is no number, and integers beyond all floats."""
-        if not abs(value) <= sys.float_info.max:
-            raise BundleError(f"{self.where}.{name}: expected a finite number, got {value!r}")
-        return float(value)
-
-    def mapping(self, name: str) -> _Fields:
-        return _Fields(self.typed(name, dict), f"{self.where}.{name}")
-
-    def one_of(self, name: str, allowed: tuple[str, ...]) -> str:
-        value = self.text(name)
-        if value not in allowed:
-            raise BundleError(f"{self.where}.{name}: {value!r} is none of {', '.join(allowed)}")
-        return value
-
-    def only(self, name: str, value: object) -> None:
-        """Refuse any value but the one that this runtime knows."""
-        if self.typed(name, type(value)) != value:
-            raise BundleError(
-                f"{self.where}.{name}: this runtime knows {value!r} alone, "
-                f"not {self.values[name]!r}"
-            )
-
-    def triple(self, name: str) -> tuple[float, float, float]:
-        """Three finite numbers, one a channel."""
-        values = self.typed(name, list)
-        if len(values) != 3 or not all(type(v) in (int, float) for v in values):
-            raise BundleError(f"{self.where}.{name}: expected three numbers, got {values!r}")
-        a, b, c = (self.finite(name, v) for v in values)
-        return a, b, c

@@ -1,4 +1,4 @@
-"""`python -m quantize.distill --teacher T --config training/configs/cris_edge_s.yaml`: distil.
+"""`python -m quantize.distill --teacher T --config CONFIG`: train a student with a teacher.
 
 Trains a student as `training.train` does, from the same recipes and into the same kind of folder,
 and beside the labels from a teacher: a checkpoint of any size, full CRIS or a larger student, or a
@@ -19,7 +19,13 @@ from cris_edge.bundle import Bundle
 from quantize.distillation import TEACHER, Distillation
 from quantize.phrases import teach_phrases
 from quantize.recipe import DistillRecipe
-from quantize.teachers import CheckpointTeacher, check_lessons, is_checkpoint, open_teacher
+from quantize.teachers import (
+    CheckpointTeacher,
+    check_lessons,
+    fingerprint,
+    is_checkpoint,
+    open_teacher,
+)
 from training import checkpoint
 from training.arguments import documented
 from training.data.batches import TrainingData
@@ -77,6 +83,7 @@ def distil(recipe: DistillRecipe, out: Path, resume: bool, device: torch.device)
             data.readers[TEACHER] = (teacher.tokenizer, teacher.word_len)
             trainer = Trainer(recipe, data, device, build=build, teach=teach)
         trainer.origin = taught(trainer.origin, path)
+        trainer.teacher = agree(lambda: fingerprint(path))
         return trainer
 
     train(recipe, out, resume, device, start)

@@ -1,4 +1,4 @@
-"""`python -m quantize.finetune --checkpoint C --config training/configs/int8_s.yaml`: for INT8.
+"""`python -m quantize.finetune --checkpoint C --config CONFIG`: fine-tune a model for INT8.
 
 Where INT8 misses its budget after training, this trains a little more with all that INT8 rounds
 rounded already. The model learns from the labels, and from itself in float: its masks, relations
@@ -19,8 +19,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from quantize.distillation import TEACHER, Distillation
 from quantize.recipe import DistillRecipe
 from quantize.rounding import Rounding
-from quantize.teachers import CheckpointTeacher
+from quantize.teachers import CheckpointTeacher, fingerprint
 from training import checkpoint
+from training.arguments import documented
 from training.data.batches import TrainingData
 from training.distributed import agree
 from training.errors import CheckpointError, RecipeError
@@ -93,6 +94,7 @@ def finetune(recipe: DistillRecipe, out: Path, resume: bool, device: torch.devic
         # Its masks are to stay what they were.
         trainer.threshold = threshold
         trainer.judged_as = "the model rounded as INT8"
+        trainer.teacher = agree(lambda: fingerprint(str(recipe.start_from)))
         return trainer
 
     train(recipe, out, resume, device, start)
@@ -137,13 +139,7 @@ The mIoU in the run's log is that of the rounded model. docs/quantize.md tells w
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    _, _, details = str(__doc__).partition("\n\n")
-    arguments = argparse.ArgumentParser(
-        prog="python -m quantize.finetune",
-        description=f"Fine-tune a model for INT8.\n\n{details}",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    arguments = documented("quantize.finetune", __doc__, EXAMPLE)
     add = arguments.add_argument
     add("--checkpoint", required=True, help="a trained model, .safetensors")
     add("--config", required=True, help="a recipe of its sizes: training/configs/int8_s.yaml")

@@ -102,10 +102,12 @@ def calibrate(job: Job, say: Say = print) -> Bundle:
                 write_zip(bundle, bundle.folder.with_name(place.name))
             put_in_place(bundle, out, beside, temporary, say)
     except OSError as error:
-        room = "make room, or " if error.errno == errno.ENOSPC else ""
+        # Of a rename, where to; the disk may also be that of temporary files.
+        place = error.filename2 or error.filename or out
+        room = "make room there, or " if error.errno == errno.ENOSPC else ""
         raise QuantizeError(
-            f"{out}: the bundle cannot be written: {error.strerror or error}; {room}choose another "
-            "--out. What was there is as it was"
+            f"{place} cannot be written: {error.strerror or error}; {room}choose another --out. "
+            "Nothing is left half written"
         ) from error
     return Bundle.open(out)
 

@@ -5,6 +5,8 @@ Nothing here knows how the two models are built; sizes, strides and channels may
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,11 +22,12 @@ def soft_masks(logits: Tensor, taught: Tensor, valid: Tensor, temperature: float
 
     Args:
         logits: (N, h, w), the student's.
-        taught: (N, H, W), the teacher's; resized where it sees at another size.
+        taught: (N, H, W), the teacher's; resized where it sees at another size, corner on corner,
+            as logits lie on a photo (`cris_edge.letterbox`).
         valid: (N, h, w), pixels that count.
         temperature: above 0.
     """
-    taught = resized(taught[:, None], logits.shape[1:])[:, 0] / temperature
+    taught = resized(taught[:, None], logits.shape[1:], corners=True)[:, 0] / temperature
     target = taught.sigmoid()
     crossed = F.binary_cross_entropy_with_logits(logits / temperature, target, reduction="none")
     entropy = F.binary_cross_entropy_with_logits(taught, target, reduction="none")
@@ -97,8 +100,14 @@ def same_words(tokens: Tensor, taught: Tensor) -> Tensor:
     return said & alike[:, None]
 
 
-def resized(features: Tensor, size: torch.Size) -> Tensor:
-    """(N, C, H, W) to (N, C, *size)."""
-    if features.shape[2:] == size:
-        return features
-    return F.interpolate(features, tuple(size), mode="bilinear", align_corners=False)
+def resized(planes: Tensor, size: Sequence[int], corners: bool = False) -> Tensor:
+    """(N, C, H, W) to (N, C, *size).
+
+    Args:
+        planes: pixels or features, which are squares side by side, or logits.
+        size: height and width.
+        corners: whether the first and last places are the corners, as those of logits are.
+    """
+    if tuple(planes.shape[2:]) == tuple(size):
+        return planes
+    return F.interpolate(planes, tuple(size), mode="bilinear", align_corners=corners)

@@ -130,7 +130,7 @@ def _plot(figures: Mapping[str, Figures]) -> Picture:
         level = round(bottom - share * (bottom - top))
         _write(canvas, f"{low + share * (high - low):.1f}", (left - 50, level + 4))
     _write(canvas, "milliseconds of a new photo and phrase", (left + 250, bottom + 40))
-    _write(canvas, "mIoU, per cent", (12, 24))
+    _write(canvas, "mIoU of all samples, per cent", (12, 24))
     for name, (x, y) in points.items():
         at = (
             round(left + (end - left) * x / right),

@@ -18,7 +18,7 @@ ROUNDS, WARM = 30, 3
 
 Milliseconds = dict[str, float]
 """Medians of `photo`, `phrase` and `pair`, and `total`, their sum: a new photo with a phrase."""
-UNTIMED = "graphs for TensorRT are timed by TensorRT on an NVIDIA GPU alone, and none answers here"
+UNTIMED = "graphs for TensorRT are timed on an NVIDIA GPU alone, by a TensorRT that runs them"
 
 
 class Timing(NamedTuple):

@@ -8,12 +8,11 @@ from typing import Protocol, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from cris_edge import Segmenter
-from cris_edge.bundle import MAX_PHRASES
+from cris_edge.bundle import MAX_PHRASES, SPECIFICATION, Bundle, sha256
 from cris_edge.errors import BundleError
 from cris_edge.tokenizer import Tokenizer
 from quantize import lessons
@@ -66,10 +65,7 @@ class CheckpointTeacher:
     @torch.no_grad()
     def show(self, frames: Tensor, tokens: Tensor) -> dict[str, Tensor]:
         """Every stage, and `relation`."""
-        image = self.model.normalise(frames)
-        side = self.model.config.input_size
-        if image.shape[2] != side:
-            image = F.interpolate(image, (side, side), mode="bilinear", align_corners=False)
+        image = self.model.normalise(_resized(frames, self.model.config.input_size))
         stages = self.model.stages(image, tokens)
         return stages | {"relation": relation_of(self.model, stages)}
 
@@ -153,6 +149,18 @@ def is_checkpoint(path: str) -> bool:
     return Path(path).suffix == ".safetensors"
 
 
+def fingerprint(path: str) -> str:
+    """A hash that tells the teacher at a path from any other there.
+
+    Raises:
+        CrisEdgeError: there is none.
+    """
+    if is_checkpoint(path):
+        return sha256(Path(path))
+    # Which has the hashes of all other files.
+    return sha256(Bundle.open(path).path(SPECIFICATION))
+
+
 def check_lessons(recipe: DistillRecipe, teacher: Teacher) -> None:
     """Refuse lessons that a teacher cannot give.
 
@@ -188,6 +196,5 @@ def _resized(frames: Tensor, side: int) -> Tensor:
     """(B, S, S, 3) uint8 to (B, side, side, 3) uint8."""
     if frames.shape[1] == side:
         return frames
-    planes = frames.permute(0, 3, 1, 2).float()
-    planes = F.interpolate(planes, (side, side), mode="bilinear", align_corners=False)
+    planes = lessons.resized(frames.permute(0, 3, 1, 2).float(), (side, side))
     return planes.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()

@@ -166,6 +166,20 @@ def test_other_lessons_are_no_resumption(
     assert "features: 1.0, now 0.5" in last_line(capsys.readouterr().err)
 
 
+def test_another_teacher_at_the_same_path_is_no_resumption(
+    recipe: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "teacher.safetensors"
+    shutil.copy(teacher, path)
+    assert run(recipe, tmp_path / "out", path, "epochs=1") == 0
+    kept = checkpoint.load(teacher)
+    with torch.no_grad():
+        next(kept.model.parameters()).add_(0.1)
+    checkpoint.save(path, kept.model, kept.tokenizer, {})
+    assert run(recipe, tmp_path / "out", path, "--resume", "epochs=1") == 2
+    assert "taught by another model" in last_line(capsys.readouterr().err)
+
+
 # --- a bundle as the teacher ---
 
 MASKS = ["relations=0", "features=0"]
@@ -358,6 +372,16 @@ def test_soft_masks_are_the_divergence_of_bernoulli_distributions() -> None:
     divergence = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
     found = lessons.soft_masks(mine, taught, torch.ones(1, 1, 1), temperature)
     assert found == pytest.approx(temperature**2 * divergence.item(), rel=1e-4)
+
+
+def test_soft_masks_lie_on_each_other_corner_on_corner() -> None:
+    def slope(side: int) -> torch.Tensor:
+        """Logits of one and the same slope over a photo, whose corners are the first and last."""
+        along = torch.linspace(-4, 4, side)
+        return (along[:, None] + along)[None]
+
+    found = lessons.soft_masks(slope(20), slope(26), torch.ones(1, 20, 20), 1.0)
+    assert found.abs() < 1e-6
 
 
 def test_words_that_are_split_otherwise_are_not_compared() -> None:

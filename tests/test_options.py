@@ -20,9 +20,9 @@ from training.errors import CheckpointError
 from training.model import CRIS
 from training.model.config import MODELS
 from training.objective import Objective
+from training.optimiser import parameter_groups
 from training.recipe import Recipe
 from training.schedule import factor
-from training.trainer import parameter_groups
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,12 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from training import checkpoint
 from training.ahead import ahead
@@ -26,51 +25,14 @@ from training.errors import CheckpointError, DataError, RecipeError, TrainingErr
 from training.model import CRIS
 from training.model.config import THRESHOLD
 from training.objective import Batch, Objective, recompute
+from training.optimiser import build_optimiser, moving_average
 from training.recipe import BYSTANDERS, Recipe
 from training.schedule import factor
 from training.told import Told
 from training.weights import build_model, origin
 
-Tensors = list[Tensor] | tuple[Tensor, ...]
-
 SMALLEST_SCALE = 1.0
 """Below it a float16 loss is not scaled any more but broken."""
-
-
-def moving_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
-    """An exponential moving average that forgets faster while it is young.
-
-    After n steps it decays by (1 + n) / (10 + n) at most; else the random start would weigh on it
-    for 1 / (1 - decay) steps and more.
-    """
-
-    def update(average: Tensors, current: Tensors, count: Tensor | int) -> None:
-        young = (1 + int(count)) / (10 + int(count))
-        get_ema_multi_avg_fn(min(decay, young))(average, current, count)
-
-    return update
-
-
-def parameter_groups(objective: Objective, recipe: Recipe) -> list[dict[str, Any]]:
-    """Towers that come trained at a fraction of the rate; no decay for vectors and scalars.
-
-    Positional embeddings have the whole rate, as the CRIS authors have it.
-    """
-    rates = {
-        "model.image_encoder.": recipe.image_encoder_rate,
-        "model.text_encoder.": recipe.text_encoder_rate,
-    }
-    groups: dict[tuple[float, bool], list[Tensor]] = {}
-    for name, parameter in objective.named_parameters():
-        if parameter.requires_grad:
-            scale = next((rate for tower, rate in rates.items() if name.startswith(tower)), 1.0)
-            scale = 1.0 if "positional_embedding" in name else scale
-            groups.setdefault((scale, parameter.ndim > 1), []).append(parameter)
-    return [
-        {"params": group, "base_lr": recipe.learning_rate * scale}
-        | ({} if decayed else {"weight_decay": 0.0})
-        for (scale, decayed), group in groups.items()
-    ]
 
 
 def _check_parts(recipe: Recipe) -> None:
@@ -90,6 +52,19 @@ def _check_parts(recipe: Recipe) -> None:
 
 class Trainer:
     """One process's part of a run."""
+
+    epoch = 0
+    """Epochs that are over."""
+    step = 0
+    """Steps that are over in all."""
+    best = -1.0
+    """Mean of the sources' mIoU of the best model so far, below 0 before there is one."""
+    threshold = THRESHOLD
+    """Where masks end when the model is judged, and in what is kept of it."""
+    judged_as: str | None = None
+    """What is judged, where it is not the very model that is kept."""
+    teacher: str | None = None
+    """Hash of the model that is learnt from; a run goes on with the same one alone."""
 
     def __init__(
         self,
@@ -125,17 +100,12 @@ class Trainer:
         self.objective = teach(self.model, recipe).to(device).train()
         if recipe.channels_last:
             self.objective.to(memory_format=torch.channels_last)
-        self.average = None
-        if recipe.ema:
-            average = moving_average(recipe.ema)
-            self.average = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+        self.average = moving_average(self.model, recipe.ema) if recipe.ema else None
         # From here on the model differs from its average, in how it computes and not in what.
         self.wrapped = self._wrap()
-        self.optimiser = self._build_optimiser()
+        self.optimiser = build_optimiser(self.objective, recipe, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "float16")
         self.steps_per_epoch = data.steps(recipe)
-        self.epoch = self.step = 0
-        """Epochs that are over; steps that are over in all."""
         self.sums: dict[str, float] = {}
         """Losses added up over the epoch's steps so far."""
         self.copying = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -144,17 +114,6 @@ class Trainer:
         self.heard: dict[str, float] = {}
         """Losses of the last step that was heard of."""
         self._unheard: Told | None = None
-        self.best = -1.0
-        self.threshold = THRESHOLD
-        """Where masks end when the model is judged, and in what is kept of it."""
-        self.judged_as: str | None = None
-        """What is judged, where it is not the very model that is kept."""
-
-    def _build_optimiser(self) -> torch.optim.Optimizer:
-        recipe = self.recipe
-        kind = torch.optim.AdamW if recipe.optimiser == "adamw" else torch.optim.Adam
-        groups, fused = parameter_groups(self.objective, recipe), self.device.type == "cuda"
-        return kind(groups, weight_decay=recipe.weight_decay, fused=fused)
 
     def _wrap(self) -> nn.Module:
         if not self.recipe.frozen_statistics:
@@ -342,6 +301,7 @@ class Trainer:
             "sums": self.sums,
             "best": self.best,
             "data": self.data.mark,
+            "teacher": self.teacher,
             "scaler": self.scaler.state_dict(),
         }
         metadata = {"recipe": json.dumps(dataclasses.asdict(self.recipe))}
@@ -352,7 +312,8 @@ class Trainer:
         """Take up the state that `save` wrote.
 
         Raises:
-            CheckpointError: it is damaged, or of another recipe, other data or another vocabulary.
+            CheckpointError: it is damaged, or of another recipe, other data, another vocabulary or
+                another teacher.
         """
         kept = checkpoint.load(path)
         check_recipe(path, kept.metadata.get("recipe", "{}"), self.recipe)
@@ -366,6 +327,11 @@ class Trainer:
             raise CheckpointError(
                 f"{path}: of another vocabulary than the run would start with now; has the file at "
                 "start_from changed?"
+            )
+        if state.get("teacher") != self.teacher:
+            raise CheckpointError(
+                f"{path}: taught by another model than the teacher that is there now; resume with "
+                "the same one, or choose another --out"
             )
         model = {f"model.{name}": tensor for name, tensor in kept.model.state_dict().items()}
         self.objective.load_state_dict(model | _part(kept.extra, "helpers."))
