@@ -32,7 +32,7 @@ from export.weights import (
 )
 from export.whole import write_whole
 from training import checkpoint
-from training.arguments import refusals
+from training.arguments import documented, refusals
 from training.checkpoint import Checkpoint
 from training.model import CRIS
 
@@ -260,12 +260,7 @@ docs/bundle.md describes the bundle.
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    arguments = argparse.ArgumentParser(
-        prog="python -m export.build",
-        description="Turn a checkpoint into a bundle that the runtime runs, and prove it agrees.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    arguments = documented("export.build", __doc__, EXAMPLES)
     add = arguments.add_argument
     add("--checkpoint", type=Path, required=True, help="a .safetensors file of training.train")
     add("--target", choices=sorted(TARGETS), default="onnx", help="what to write (default: onnx)")

@@ -35,9 +35,15 @@ OF_A_BUNDLE = (WAYS[0], WAYS[2])
 """Without a teacher; with its masks, which is all that a bundle shows."""
 
 
+EXAMPLE = """example:
+  python -m quantize.compare --teacher runs/r50/best.safetensors \\
+      --config training/configs/scenes.yaml --out runs/worth --seeds 0 1 2 --set data=samples/photos
+"""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
-    arguments = parser("python -m quantize.compare", str(__doc__), [repr(way) for way in WAYS])
+    arguments = parser("quantize.compare", __doc__, EXAMPLE, [repr(way) for way in WAYS])
     arguments.add_argument(
         "--teacher", required=True, help="a checkpoint (.safetensors) or a bundle"
     )

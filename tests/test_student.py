@@ -80,24 +80,20 @@ def test_the_table_adds_up(student_table: str) -> None:
 
 
 def test_the_command_prints_the_models_named(
-    student_table: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    student_table: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["cost", "cris_edge_s"])
-    main()
-    assert capsys.readouterr().out == student_table + "\n\n"
-    for wrong, words in (("cris_edge_xxl", "cris_edge_s"), ("none.safetensors", "no such file")):
-        monkeypatch.setattr("sys.argv", ["cost", wrong])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert ended.value.code == 2
-        assert words in capsys.readouterr().err
+    assert main(["cris_edge_s"]) == 0
+    assert capsys.readouterr().out == student_table + "\n"
+    with pytest.raises(SystemExit) as ended:
+        main(["cris_edge_xxl"])
+    assert ended.value.code == 2
+    assert "cris_edge_s" in capsys.readouterr().err
+    assert main(["none.safetensors"]) == 2
+    assert "no such file" in capsys.readouterr().err
 
 
-def test_the_command_counts_a_checkpoint(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("sys.argv", ["cost", str(SHIPPED)])
-    main()
+def test_the_command_counts_a_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(SHIPPED)]) == 0
     shipped = capsys.readouterr().out
     assert shipped.startswith("cris_edge_s, 320 px")
     millions, billions = (figures["all"] for figures in figures_of(shipped.strip()))

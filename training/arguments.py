@@ -66,9 +66,10 @@ def documented(name: str, about: str | None, examples: str) -> argparse.Argument
         examples: what follows the options.
     """
     summary, _, details = str(about).partition("\n\n")
+    purpose = summary.partition(": ")[2]
     return argparse.ArgumentParser(
         prog=f"python -m {name}",
-        description=f"{summary.partition(': ')[2]}\n\n{details}",
+        description=f"{purpose[:1].upper()}{purpose[1:]}\n\n{details}",
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

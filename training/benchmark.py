@@ -1,4 +1,4 @@
-"""`python -m training.benchmark --config training/configs/refcoco_r50.yaml data=DIR`: how fast.
+"""`python -m training.benchmark --config CONFIG data=DIR`: how fast training is.
 
 Trains a few steps for real, from the recipe's data, in several ways one after the other in the same
 process, and prints for each: photos a second, the share of time that steps wait for photos, peak
@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from training import distributed
-from training.arguments import at_least, refusals, split_way
+from training.arguments import at_least, documented, refusals, split_way
 from training.data.batches import build_data
 from training.model.cost import multiply_adds
 from training.objective import AUTOCAST
@@ -136,12 +136,19 @@ def row(one: Measured, first: Measured) -> str:
     )
 
 
+EXAMPLES = """examples:
+  python -m training.benchmark --config training/configs/refcoco_r50.yaml \\
+      data=data/prepared/refcoco workers=16
+
+  # without any data set, on a processor
+  python -m training.benchmark --config training/configs/scenes.yaml data=samples/photos photos=8 \\
+      --way "" --way precision=bfloat16 --warm 1 --steps 4
+"""
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    summary, _, details = str(__doc__).partition("\n\n")
-    arguments = argparse.ArgumentParser(
-        prog="python -m training.benchmark", description=summary.partition(": ")[2], epilog=details
-    )
+    arguments = documented("training.benchmark", __doc__, EXAMPLES)
     add = arguments.add_argument
     add("--config", required=True, help="a recipe, see training/configs/")
     add(

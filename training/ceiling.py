@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cris_edge.letterbox import Letterbox
-from training.arguments import at_least, refusals
+from training.arguments import at_least, documented, refusals
 from training.data.labels import MASK_STRIDE, Labels
 from training.data.references import Sentences
 from training.data.samples import Sample
@@ -64,12 +64,7 @@ EXAMPLE = """examples:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    arguments = argparse.ArgumentParser(
-        prog="python -m training.ceiling",
-        description=str(__doc__).partition(": ")[2],
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    arguments = documented("training.ceiling", __doc__, EXAMPLE)
     add = arguments.add_argument
     add_data(arguments)
     add("--split", action="append", default=[], help="can be repeated; default: the usual ones")

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from training import checkpoint
-from training.arguments import file_to_write, refusals
+from training.arguments import documented, file_to_write, refusals
 
 
 def compact(source: Path, out: Path, threshold: float | None = None) -> None:
@@ -37,12 +37,15 @@ def compact(source: Path, out: Path, threshold: float | None = None) -> None:
     checkpoint.save(out, kept.model, kept.tokenizer, notes, threshold=ends, compact=True)
 
 
+EXAMPLE = """example:
+  python -m training.compact runs/s/best.safetensors --threshold 0.25 --out s.safetensors
+  python -m training.evaluate s.safetensors --data data
+"""
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    summary, _, details = str(__doc__).partition("\n\n")
-    arguments = argparse.ArgumentParser(
-        prog="python -m training.compact", description=summary.partition(": ")[2], epilog=details
-    )
+    arguments = documented("training.compact", __doc__, EXAMPLE)
     arguments.add_argument("source", type=Path, help="a checkpoint (.safetensors)")
     arguments.add_argument(
         "--out", type=file_to_write, required=True, help="the checkpoint to write"

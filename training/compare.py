@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import torch
 
 from training import distributed
-from training.arguments import refusals, split_way
+from training.arguments import documented, refusals, split_way
 from training.recipe import Recipe, read_recipe
 from training.report import measured_by
 from training.run_log import LOG
@@ -97,18 +97,22 @@ def table(found: dict[str, list[Figures]]) -> str:
     return "\n".join(lines)
 
 
-def parser(program: str, about: str, ways: Sequence[str] | None = None) -> argparse.ArgumentParser:
+EXAMPLE = """example:
+  python -m training.compare --config training/configs/scenes.yaml --out runs/options \\
+      --way "" --way "dice=0" --way "ema=0" --seeds 0 1 2 --set data=samples/photos scenes=1440
+"""
+
+
+def parser(
+    name: str, about: str | None, examples: str, ways: Sequence[str] | None = None
+) -> argparse.ArgumentParser:
     """The command line of a comparison.
 
     Args:
-        program: the command.
-        about: its module's docstring.
+        name, about, examples: of the command, as `documented` takes them.
         ways: compared where none are given; None: they must be given.
     """
-    summary, _, details = about.partition("\n\n")
-    arguments = argparse.ArgumentParser(
-        prog=program, description=summary.partition(": ")[2], epilog=details
-    )
+    arguments = documented(name, about, examples)
     add = arguments.add_argument
     add("--config", required=True, help="a recipe, see training/configs/")
     add("--out", type=Path, required=True, help="folder for the runs")
@@ -149,7 +153,7 @@ def compare(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
-    options = parser("python -m training.compare", str(__doc__)).parse_args(argv)
+    options = parser("training.compare", __doc__, EXAMPLE).parse_args(argv)
     return compare(options, Recipe, train)
 
 

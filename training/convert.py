@@ -1,8 +1,8 @@
-"""`python -m training.convert best.pth --word-len 17 --out cris_r50.safetensors`: their weights.
+"""`python -m training.convert best.pth --word-len 17 --out OUT`: take over the authors' weights.
 
-Turns a checkpoint of the CRIS authors' code into one of ours, which `training.evaluate` and
-`export.build` read. Theirs is a pickle: tensors and plain containers are taken from it, nothing in
-it is run.
+A checkpoint of the CRIS authors' code becomes one of ours (.safetensors), which `training.evaluate`
+and `export.build` read. Theirs is a pickle: tensors and plain containers are taken from it, nothing
+in it is run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from cris_edge.bundle import sha256
 from cris_edge.tokenizer import Tokenizer, build
 from training import checkpoint
-from training.arguments import at_least, file_to_write, refusals
+from training.arguments import at_least, documented, file_to_write, refusals
 from training.data.vocabulary import clip_merges
 from training.errors import CheckpointError
 from training.model import CRIS
@@ -97,12 +97,7 @@ sizes are read from the tensors, except the input's, which is 416 px as publishe
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    arguments = argparse.ArgumentParser(
-        prog="python -m training.convert",
-        description="Turn a checkpoint of the CRIS authors' code into a .safetensors checkpoint.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    arguments = documented("training.convert", __doc__, EXAMPLE)
     add = arguments.add_argument
     add("source", type=Path, help="the authors' best_model.pth or last_model.pth")
     add(

@@ -15,7 +15,7 @@ from dataclasses import astuple
 from pathlib import Path
 
 from cris_edge.files import whole_file
-from training.arguments import at_least, refusals
+from training.arguments import at_least, documented, refusals
 from training.data import own
 from training.data.prepared import count, write_references
 from training.data.problems import Problem, check_photos, find_problems, without
@@ -143,12 +143,7 @@ where the files are had, how data of your own are laid out, and what is checked.
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    arguments = argparse.ArgumentParser(
-        prog="python -m training.prepare",
-        description="Check a data set of references and pack its labels for training.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    arguments = documented("training.prepare", __doc__, EXAMPLE)
     add = arguments.add_argument
     add("--root", type=Path, required=True, help="the folder of the data")
     add("--dataset", choices=(*LAYOUTS, own.NAME), required=True, help="what to read there")

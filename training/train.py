@@ -1,6 +1,6 @@
-"""`python -m training.train --config training/configs/refcoco_r50.yaml`: train a model.
+"""`python -m training.train --config training/configs/refcoco_r50.yaml`: train a model by a recipe.
 
-One process, or as many as torchrun starts. A run's folder holds:
+On GPUs where there are any, in one process or as many as torchrun starts. A run's folder holds:
 
     best.safetensors            the best model by validation mIoU
     state-00012345.safetensors  whole states, the newest few; `--resume` goes on from the last
@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from cris_edge.errors import CrisEdgeError
 from training import checkpoint, distributed
+from training.arguments import documented
 from training.data.batches import TrainingData, build_data
 from training.distributed import agree, gather_objects
 from training.errors import CheckpointError, DataError, TrainingError
@@ -255,12 +256,7 @@ leads from the data to figures, docs/data.md tells how data folders are laid out
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    arguments = argparse.ArgumentParser(
-        prog="python -m training.train",
-        description="Train a model by a recipe; on GPUs where there are any.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    arguments = documented("training.train", __doc__, EXAMPLE)
     add = arguments.add_argument
     add("--config", required=True, help="a recipe, see training/configs/")
     add("--out", type=Path, default=Path("runs/train"), help="default: %(default)s")

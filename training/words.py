@@ -1,9 +1,9 @@
-"""`python -m training.words --config training/configs/cris_edge_s.yaml --out FILE`: words first.
+"""`python -m training.words --config CONFIG --out FILE`: teach the phrase side, on text alone.
 
-A student's text encoder starts at random. Here a sentence encoder, all-MiniLM-L6-v2, teaches it on
-text alone what words mean and which mean the same: the phrases that the recipe trains on, the names
-of COCO's categories, and the lines of the files given. FILE is a checkpoint of the whole model with
-the recipe's tokenizer, and `training.train … start_from=FILE` goes on from it. Some phrases are not
+A student's text encoder starts at random. Here a sentence encoder, all-MiniLM-L6-v2, teaches it
+what words mean and which mean the same: the phrases that the recipe trains on, the names of COCO's
+categories, and the lines of the files given. FILE is a checkpoint of the whole model with the
+recipe's tokenizer, and `training.train … start_from=FILE` goes on from it. Some phrases are not
 taught but judged by, before and after.
 """
 

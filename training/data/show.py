@@ -1,4 +1,8 @@
-"""`python -m training.data.show`: a sheet of photos with masks and the phrases that mean them."""
+"""`python -m training.data.show`: a sheet of photos with masks and the phrases that mean them.
+
+What a data folder holds, what a prepared set holds, or what training sees of the made-up world and
+of photos with cut-outs pasted on: look at it before you train.
+"""
 
 import argparse
 import sys
@@ -10,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cris_edge.files import write_image
-from training.arguments import at_least, image_to_write, refusals
+from training.arguments import at_least, documented, image_to_write, refusals
 from training.data.pasted import Paster
 from training.data.prepared import DESCRIPTION, open_references
 from training.data.references import samples_of
@@ -111,9 +115,16 @@ def run(options: argparse.Namespace) -> None:
     print(f"{options.output}: of {len(samples)} samples")
 
 
+EXAMPLES = """examples:
+  python -m training.data.show --data data --which written -o sheet.png
+  python -m training.data.show --data data --split train --pasted --columns 3 -o pasted.png
+  python -m training.data.show --scenes
+"""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0, or 2 after a line on stderr."""
-    parser = argparse.ArgumentParser(prog="training.data.show", description=__doc__)
+    parser = documented("training.data.show", __doc__, EXAMPLES)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--data", type=Path, help="a data folder, or one that training.prepare wrote")
     what.add_argument("--scenes", action="store_true", help="the made-up world instead")

@@ -5,15 +5,15 @@ MODEL is a name of training/model/config.py or a checkpoint (.safetensors); with
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from cris_edge.errors import CrisEdgeError
-from training.arguments import documented
+from training.arguments import documented, refusals
 from training.model.config import MODELS, CRISConfig
 from training.model.cris import CRIS
 
@@ -79,19 +79,17 @@ def _config(model: str) -> CRISConfig:
     return checkpoint.load(model).model.config
 
 
-def main() -> None:
-    """Print the table of the models named."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table of the models named; one line on stderr and 2 where one is refused."""
     parser = documented("training.model.cost", __doc__, EXAMPLES)
     names = ", ".join(sorted(MODELS))
     parser.add_argument("models", nargs="*", default=sorted(MODELS), help=f"{names}, or a file")
-    for model in parser.parse_args().models:
+    models = parser.parse_args(argv).models
+    for model in models:
         if model not in MODELS and not model.endswith(".safetensors"):
             parser.error(f"no model {model!r}; there are {names}")
-        try:
-            print(table(_config(model)), end="\n\n")
-        except CrisEdgeError as error:
-            parser.error(str(error))
+    return refusals(lambda: print("\n\n".join(table(_config(model)) for model in models)))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
