@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cris_edge import Segmenter
-from cris_edge.bundle import MAX_PHRASES, SPECIFICATION, Bundle, sha256
+from cris_edge.bundle import MAX_PHRASES, SPECIFICATION, sha256
 from cris_edge.errors import BundleError
 from cris_edge.tokenizer import Tokenizer
 from quantize import lessons
@@ -150,15 +150,10 @@ def is_checkpoint(path: str) -> bool:
 
 
 def fingerprint(path: str) -> str:
-    """A hash that tells the teacher at a path from any other there.
-
-    Raises:
-        CrisEdgeError: there is none.
-    """
-    if is_checkpoint(path):
-        return sha256(Path(path))
-    # Which has the hashes of all other files.
-    return sha256(Bundle.open(path).path(SPECIFICATION))
+    """A hash that tells the teacher at a path, which `open_teacher` took, from any other there."""
+    file = Path(path)
+    # A bundle's folder has the hashes of its files in one of them.
+    return sha256(file / SPECIFICATION if file.is_dir() else file)
 
 
 def check_lessons(recipe: DistillRecipe, teacher: Teacher) -> None:
