@@ -166,12 +166,14 @@ def test_other_lessons_are_no_resumption(
     assert "features: 1.0, now 0.5" in last_line(capsys.readouterr().err)
 
 
-def test_another_teacher_at_the_same_path_is_no_resumption(
+def test_a_teacher_may_move_but_another_one_in_its_place_is_no_resumption(
     recipe: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "teacher.safetensors"
     shutil.copy(teacher, path)
     assert run(recipe, tmp_path / "out", path, "epochs=1") == 0
+    path = path.rename(tmp_path / "moved.safetensors")
+    assert run(recipe, tmp_path / "out", path, "--resume", "epochs=1") == 0
     kept = checkpoint.load(teacher)
     with torch.no_grad():
         next(kept.model.parameters()).add_(0.1)

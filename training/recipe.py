@@ -147,8 +147,9 @@ CHOICES = {
     "schedule": ("steps", "cosine"),
     "precision": ("float32", "bfloat16", "float16"),
 }
-BYSTANDERS = ("data", "workers", "validate_every", "save_every", "keep", "log_every")
-"""What may change when a run is resumed: the batches and the losses stay the same."""
+BYSTANDERS = ("data", "workers", "validate_every", "save_every", "keep", "log_every", "teacher")
+"""What may change when a run is resumed: the batches and the losses stay the same. Data and teacher
+may be elsewhere; that they are the same ones is known by what they hold."""
 
 
 _Kind = TypeVar("_Kind", bound=Recipe)
