@@ -20,6 +20,7 @@ from export.graphs import split as split_graphs
 from export.onnx import export_onnx
 from training.data.vocabulary import clip_merges
 from training.model import CRIS, CRISConfig
+from training.model.config import MODELS
 from training.predictor import letterbox_of
 
 PHRASES = ["red car", "the dog", "white cat", "the man on the left, in the red shirt"]
@@ -111,6 +112,12 @@ def small_model(tokenizer: Tokenizer, seed: int = 0) -> CRIS:
         projector_channels=(16, 16),
     )
     return CRIS(config).eval()
+
+
+def without_storage(name: str) -> CRIS:
+    """One of `MODELS`, of which there are the shapes alone."""
+    with torch.device("meta"):
+        return CRIS(MODELS[name])
 
 
 def photo(seed: int = 0, height: int = 120, width: int = 160) -> Photo:
