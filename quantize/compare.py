@@ -37,7 +37,7 @@ OF_A_BUNDLE = (WAYS[0], WAYS[2])
 
 EXAMPLE = """example:
   python -m quantize.compare --teacher runs/r50/best.safetensors \\
-      --config training/configs/scenes.yaml --out runs/worth --seeds 0 1 2 --set data=samples/photos
+      --config training/configs/scenes.yaml --out runs/worth --seeds 0 1 2 --set data=PHOTOS
 """
 
 

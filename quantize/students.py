@@ -1,9 +1,8 @@
 """`python -m quantize.students`: all students and full CRIS with ResNet-50, in one table.
 
-Every model is exported as a bundle that ships is, ONNX with weights in float16, and timed on this
-machine by ONNX Runtime, one model after the other. Weights are random, which changes neither size
-nor speed, unless a checkpoint is given: the bundle made of it is then judged as training.evaluate
-judges bundles.
+Every model is exported as ONNX with weights in float16 and timed on this machine by ONNX Runtime,
+one model after the other. Weights are random, which changes neither size nor speed, unless a
+checkpoint is given: the bundle made of it is then judged as training.evaluate judges bundles.
 """
 
 from __future__ import annotations

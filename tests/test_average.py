@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tests.scenes import small_model, small_tokenizer
 from training import checkpoint
 from training.average import main
 from training.data.vocabulary import clip_merges
+from training.model import CRIS
 
 
 @pytest.fixture
@@ -65,6 +67,22 @@ def test_the_rest_is_the_firsts_but_for_what_is_no_longer_true(
         "a.safetensors (0.333), b.safetensors (0.333), c.safetensors (0.333)"
     )
     assert found.extra == {}
+
+
+def test_inputs_may_be_of_other_sizes_and_the_means_is_the_firsts(
+    sources: list[Path], tmp_path: Path
+) -> None:
+    out, larger = tmp_path / "mean.safetensors", tmp_path / "larger.safetensors"
+    kept = checkpoint.load(sources[1])
+    model = CRIS(dataclasses.replace(kept.model.config, input_size=96))
+    model.load_state_dict(kept.model.state_dict())
+    checkpoint.save(larger, model, kept.tokenizer, {})
+    assert main([str(larger), str(sources[0]), "--out", str(out)]) == 0
+    of_one_size = tmp_path / "other.safetensors"
+    assert main([str(sources[1]), str(sources[0]), "--out", str(of_one_size)]) == 0
+    mean, other = (checkpoint.load(path).model for path in (out, of_one_size))
+    assert (mean.config.input_size, other.config.input_size) == (96, 64)
+    assert all(torch.equal(other.state_dict()[name], t) for name, t in mean.state_dict().items())
 
 
 def test_what_has_no_mean_is_refused(

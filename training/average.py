@@ -18,6 +18,7 @@ from training import checkpoint
 from training.arguments import documented, file_to_write, refusals
 from training.checkpoint import Checkpoint
 from training.errors import CheckpointError
+from training.weights import MAY_DIFFER
 
 EXAMPLES = """\
 examples:
@@ -28,10 +29,11 @@ examples:
 
 
 def average(sources: Sequence[Path], out: Path, weights: Sequence[float] | None = None) -> None:
-    """Write the mean of checkpoints' weights; tokenizer, threshold and data are the first one's.
+    """Write the mean of checkpoints' weights; all else is the first one's, as the input's size.
 
     Args:
-        sources: at least two checkpoints of one configuration with one tokenizer.
+        sources: at least two checkpoints of one model with one tokenizer; what no weight depends on
+            may differ.
         out: a checkpoint.
         weights: how much each counts, all positive; None: all the same.
 
@@ -69,8 +71,10 @@ def _shares(sources: Sequence[Path], weights: Sequence[float]) -> list[float]:
 def _like(first: Checkpoint, name: Path, source: Path) -> dict[str, Tensor]:
     """A checkpoint's tensors, if it is of the same model as the first."""
     other = checkpoint.load(source)
-    if other.model.config != first.model.config:
-        raise CheckpointError(f"{source} and {name} are not of one model: their sizes differ")
+    if differing := other.model.config.differences(first.model.config, MAY_DIFFER):
+        raise CheckpointError(
+            f"{source} and {name} are not of one model: their sizes differ: {'; '.join(differing)}"
+        )
     if other.tokenizer.to_json() != first.tokenizer.to_json():
         raise CheckpointError(
             f"{source} and {name} number words differently: their tokenizers differ"

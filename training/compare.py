@@ -99,7 +99,7 @@ def table(found: dict[str, list[Figures]]) -> str:
 
 EXAMPLE = """example:
   python -m training.compare --config training/configs/scenes.yaml --out runs/options \\
-      --way "" --way "dice=0" --way "ema=0" --seeds 0 1 2 --set data=samples/photos scenes=1440
+      --way "" --way "dice=0" --way "ema=0" --seeds 0 1 2 --set data=PHOTOS scenes=1440
 """
 
 

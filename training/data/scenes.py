@@ -40,7 +40,7 @@ FRAMES = ((256, 256), (256, 208), (208, 256), (256, 192), (240, 256))
 JUDGED_WORLD = 0
 """Seed of the scenes that models are judged by. No recipe trains on them."""
 HELD_OUT = Path(__file__).parents[2] / "samples" / "photos"
-"""Photos under those scenes; no recipe of ours trains on them."""
+"""Photos under those scenes; nothing is painted on them to train on."""
 
 
 @dataclass(frozen=True)
