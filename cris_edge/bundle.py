@@ -6,6 +6,7 @@ itself, or whose files are not those it describes, is refused with the reason.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
@@ -36,6 +37,11 @@ MAX_PHRASES = 8
 DTYPES = ("float32", "int64", "uint8")
 MAX_BYTES = 4 * 2**30
 """Of all files of a bundle, unpacked: more than any model here, less than a disk."""
+NOT_THE_FILES = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
+    errno.EMFILE, errno.ENFILE,
+)  # fmt: skip
+"""What a sound zip file meets too: full disks, and folders that nobody may write in."""
 
 
 @dataclass(frozen=True)
@@ -183,6 +189,11 @@ def _unpack(path: Path, folder: Path) -> None:
                 # zipfile stops at the size it announced, so the sum above holds.
                 archive.extract(member, folder)
     except (zipfile.BadZipFile, OSError, RuntimeError, EOFError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno in NOT_THE_FILES:
+            raise BundleError(
+                f"{path}: cannot be read, or not unpacked to {folder}: {error.strerror}; TMPDIR "
+                "names another place"
+            ) from error
         raise BundleError(f"{path}: not a zip file, or a damaged one: {error}") from error
     except Exception as error:
         if isinstance(error, BundleError):

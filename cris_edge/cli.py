@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import platform
 import sys
 import time
@@ -20,7 +21,7 @@ from cris_edge import __version__
 from cris_edge.bundle import Bundle
 from cris_edge.engines import CHOICES, ENGINES, installed, open_engine
 from cris_edge.engines.base import OFFERED
-from cris_edge.errors import CrisEdgeError
+from cris_edge.errors import CrisEdgeError, InputError
 from cris_edge.files import check_image_name, write_image
 from cris_edge.photo import as_photo
 from cris_edge.segmentation import Segmentation, draw
@@ -42,10 +43,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         status: int = options.run(options)
+        sys.stdout.flush()
     except CrisEdgeError as error:
         # Engines tell of what failed in several lines.
         told = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
         print(f"cris-edge: {told}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        # A full disk, or a reader that is gone: without this Python would complain of it once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(
+            f"cris-edge: the output cannot be written: {error.strerror or error}", file=sys.stderr
+        )
         return 2
     return status
 
@@ -85,6 +94,9 @@ def predict(options: argparse.Namespace) -> int:
     if options.output is not None:
         check_image_name(options.output)
     photo = as_photo(options.photo)
+    taken = options.output is not None and options.output.exists()
+    if taken and options.output.samefile(options.photo):
+        raise InputError(f"{options.output}: is the photo itself; choose another --output")
     segmenter = Segmenter(options.bundle, options.engine, options.threads, options.precision)
     results, milliseconds = timed(segmenter, photo, options.phrases)
     if options.output is not None:

@@ -14,6 +14,9 @@ import cv2
 from cris_edge.errors import InputError
 from cris_edge.photo import Photo
 
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+"""Suffixes of images that hold colours of any size; OpenCV knows more, some of which do not."""
+
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
@@ -95,7 +98,8 @@ def check_image_name(path: str | Path) -> None:
         InputError: the suffix is no image format, or `check_file_name` refuses it.
     """
     path = Path(path)
-    if not path.suffix or not cv2.haveImageWriter(f"image{path.suffix}"):
+    known = path.suffix.lower() in IMAGES
+    if not known or not cv2.haveImageWriter(f"image{path.suffix}"):
         raise InputError(f"{path}: no image format for {path.suffix!r}; use .png or .jpg")
     check_file_name(path)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -25,7 +25,7 @@ def overlap(
     prepare: Callable[[Frame], Ready],
     compute: Callable[[Ready], Raw],
     finish: Callable[[Raw], Result],
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Results of frames in their order; at most `AHEAD` are read before they are asked for.
 
     Frames are read and prepared in one thread and computed in a second; they are finished in the

@@ -56,7 +56,9 @@ def as_photo(source: object) -> Photo:
 
 
 def read_photo(path: Path) -> Photo:
-    """Decode an image file to (H, W, 3) uint8 BGR, turned as its EXIF data says.
+    """Decode an image file to (H, W, 3) uint8 BGR.
+
+    It is turned as the EXIF data of a JPEG, PNG, WebP or TIFF file says.
 
     Raises:
         InputError: there is no such file, or it is no image that OpenCV can decode.

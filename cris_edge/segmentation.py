@@ -85,8 +85,11 @@ def draw(
         (H, W, 3) uint8 BGR, a new array.
 
     Raises:
-        InputError: the photo cannot be used, or is of another size than a mask.
+        InputError: the photo cannot be used, or is of another size than a mask, or there are no
+            colours.
     """
+    if not colours:
+        raise InputError("colours: expected one at least, (blue, green, red)")
     canvas: Photo = as_photo(photo).copy()
     paired = [(result, colours[i % len(colours)]) for i, result in enumerate(results)]
     for result, colour in paired:
@@ -103,8 +106,12 @@ def draw(
 
 def tint(canvas: Photo, mask: NDArray[np.bool_], colour: Colour, opacity: float = 0.45) -> None:
     """Tint and outline a mask in place."""
-    mixed = canvas[mask] * (1 - opacity) + np.array(colour) * opacity
-    canvas[mask] = mixed.round().astype(np.uint8)
+    # What each of 256 values becomes: arithmetic on the pixels would take many times their memory.
+    values = np.arange(256)[:, None] * (1 - opacity) + np.array(colour) * opacity
+    tinted = values.round().astype(np.uint8)
+    for channel in range(3):
+        plane = canvas[..., channel]
+        plane[mask] = tinted[plane[mask], channel]
     width = max(1, round(min(canvas.shape[:2]) / 250))
     outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(canvas, outlines, -1, (255, 255, 255), width + 2, cv2.LINE_AA)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -30,9 +30,9 @@ Logits = NDArray[np.float32]
 """(h, w), one for every fourth pixel of the input."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EncodedPhoto:
-    """What a segmenter keeps of a photo; only that segmenter can use it."""
+    """What a segmenter keeps of a photo; only that segmenter can use it, and it equals itself."""
 
     height: int
     width: int
@@ -211,20 +211,22 @@ class Segmenter:
         return results[0] if isinstance(phrases, str) else results
 
     @overload
-    def stream(self, photos: Iterable[object], phrases: str) -> Iterator[Segmentation]: ...  # type: ignore[overload-overlap]
+    def stream(  # type: ignore[overload-overlap]
+        self, photos: Iterable[object], phrases: str
+    ) -> Generator[Segmentation, None, None]: ...
     @overload
     def stream(
         self, photos: Iterable[object], phrases: Sequence[str]
-    ) -> Iterator[list[Segmentation]]: ...
+    ) -> Generator[list[Segmentation], None, None]: ...
     def stream(
         self, photos: Iterable[object], phrases: str | Sequence[str]
-    ) -> Iterator[Segmentation] | Iterator[list[Segmentation]]:
+    ) -> Generator[Segmentation, None, None] | Generator[list[Segmentation], None, None]:
         """Segment photo after photo, such as a camera's frames, by the same phrases.
 
         A photo is prepared, and one that is done brought back to its size, while another is
         computed. Results come in the photos' order; few are read ahead, so that memory stays
-        bounded. When the caller stops asking, reading stops. Whoever needs the photo beside its
-        result keeps those that were read (samples/video.py).
+        bounded. When the caller stops asking, reading stops; `close` waits until it has. Whoever
+        needs the photo beside its result keeps those that were read (samples/video.py).
 
         Args:
             photos: paths or arrays, as `predict` takes them, of which there may be no end; read

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,11 @@ def check_place(out: Path, beside: Sequence[Path]) -> None:
     if out.exists() and not out.is_dir():
         raise ExportError(f"{out}: expected a folder to write, this is a file")
     check_parents(out)
-    if out.is_dir() and (others := other_files(out, _listed(out))):
+    if os.path.ismount(out):
+        raise ExportError(
+            f"{out}: is a mount point, which cannot be replaced; choose a folder within it"
+        )
+    if out.is_dir() and (others := _others(out)):
         raise ExportError(
             f"{out}: holds other files than a bundle's, which would be lost: {others[0]}; "
             "choose another --out"
@@ -32,13 +37,17 @@ def check_place(out: Path, beside: Sequence[Path]) -> None:
         check_file_name(place)
 
 
-def _listed(out: Path) -> list[str]:
-    """The files of the bundle that is there, whole or not; of any other program's, none."""
+def _others(out: Path) -> list[str]:
+    """Files in a folder that are no bundle's, whole or not."""
     try:
         about = json.loads((out / SPECIFICATION).read_text(encoding="utf-8"))
-        return [str(name) for name in about["files"]] if about["format"] == FORMAT else []
+        if about["format"] == FORMAT:
+            return other_files(out, [str(name) for name in about["files"]])
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return []
+        pass
+    # Another program's, or none.
+    theirs = [SPECIFICATION] if (out / SPECIFICATION).exists() else []
+    return [*other_files(out, []), *theirs]
 
 
 @contextmanager

@@ -17,4 +17,5 @@ segmenter = Segmenter()
 results = segmenter.predict(photo, phrases)
 for result in results:
     print(f"{result.phrase}: score {result.score:.2f}, box {result.box}")
-cv2.imwrite("predict.png", draw(photo, results))
+if not cv2.imwrite("predict.png", draw(photo, results)):
+    sys.exit("predict.png: cannot be written here")

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 
 from cris_edge import CrisEdgeError, InputError, Segmenter, draw
+from cris_edge.files import check_file_name
 
 USUAL = 30.0
 """Frames a second of a camera that does not say."""
@@ -39,6 +40,7 @@ def run(source: str, phrases: list[str], output: str) -> int:
         raise InputError(f"{output}: is the video that is read; choose another --output")
     if not place.parent.is_dir():
         raise InputError(f"{output}: there is no folder {place.parent}")
+    check_file_name(place)
     capture = cv2.VideoCapture(int(source) if source.isdecimal() else source)
     if not capture.isOpened():
         raise InputError(f"{source}: no video that OpenCV can open, and no camera")
@@ -62,10 +64,27 @@ def run(source: str, phrases: list[str], output: str) -> int:
         except KeyboardInterrupt:
             pass  # how a camera's video ends
         finally:
+            # First the stream, whose thread may be reading.
+            found.close()
             writer.release()
             capture.release()
+        check_written(unfinished, done)
         unfinished.replace(place)
     return done
+
+
+def check_written(video: Path, frames: int) -> None:
+    """Refuse a video that is not whole: OpenCV says nothing of a full disk.
+
+    Raises:
+        InputError: there is no frame in it, or not as many as were written.
+    """
+    if not frames:
+        raise InputError("no frame came, so there is no video")
+    written = round(cv2.VideoCapture(str(video)).get(cv2.CAP_PROP_FRAME_COUNT))
+    # Formats that do not count their frames tell by their length.
+    if abs(written - frames) > 1:
+        raise InputError(f"{written} of {frames} frames could be written; is the disk full?")
 
 
 def main() -> int:

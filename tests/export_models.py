@@ -16,6 +16,8 @@ from training.model import CRIS
 SAMPLES = Path(__file__).parent.parent / "samples" / "photos"
 PHOTOS = (SAMPLES / "000000196393.jpg", SAMPLES / "000000000785.jpg")
 PARTS = ("clip_resnet", "student")
+OLDER = '{"format": "cris-edge-bundle", "files": {}}'
+"""What is replaced as a bundle."""
 NOTES = {
     "accuracy": json.dumps({"split": "val", "mIoU": 12.5}),
     "training_data": "made-up scenes",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import gc
 import json
@@ -401,6 +402,18 @@ def test_zip_files_whose_names_lead_out_write_nothing(
         Bundle.open(packed)
     assert not list(temporary.iterdir())
     assert not list(packed.parent.rglob("*evil*"))
+
+
+def test_a_disk_that_is_full_is_not_the_zips_fault(
+    packed: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("shutil.copyfileobj", full)
+    with pytest.raises(BundleError, match=r"not unpacked to .*: No space left .*TMPDIR"):
+        Bundle.open(packed)
+    assert not list(temporary.iterdir())
 
 
 def test_links_in_zip_files_become_plain_files(folder: Path, packed: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points, version
@@ -119,6 +120,7 @@ def refused(status: int, capfd: pytest.CaptureFixture[str]) -> str:
     [
         ("overlay.nonsense", "no image format for '.nonsense'; use .png or .jpg"),
         ("overlay", "no image format for ''; use .png or .jpg"),
+        ("overlay.pgm", "no image format for '.pgm'; use .png or .jpg"),
         ("street.png/overlay.png", "street.png is a file, not a folder"),
         ("folder.png", "folder.png: expected a file to write, this is a folder"),
     ],
@@ -162,6 +164,39 @@ def test_a_photo_that_cannot_be_used_leaves_the_older_overlay(
     overlay.write_bytes(b"older")
     assert message in refused(predict("red car", "-o", overlay), capfd)
     assert overlay.read_bytes() == b"older"
+
+
+def test_the_photo_is_not_written_over(
+    predict: Callable[..., int], street: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "link.png").symlink_to(street)
+    before = street.read_bytes()
+    for name in ("street.png", "link.png"):
+        said = refused(predict("red car", "-o", tmp_path / name), capfd)
+        assert f"{name}: is the photo itself; choose another --output" in said
+    assert street.read_bytes() == before
+
+
+def test_output_that_cannot_be_written_is_told_in_one_line(bundle: Path, street: Path) -> None:
+    arguments = [str(street), "red car", "--json", "--bundle", str(bundle), "--threads", "1"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                "import cris_edge.cli as c; exit(c.main())",
+                "predict",
+                *arguments,
+            ],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (
+        2,
+        "cris-edge: the output cannot be written: No space left on device\n",
+    )
 
 
 def test_other_mistakes_are_told_in_one_line_too(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,8 @@ import pytest
 
 from cris_edge import BundleError, EngineError, Segmenter
 from cris_edge.bundle import sha256
+from cris_edge.engines import installed
+from cris_edge.engines.openvino import shared_core
 from cris_edge.tokenizer import build
 from tests.scenes import photo
 from tests.test_segmenter import ENGINES
@@ -161,6 +167,31 @@ def test_a_tokenizer_that_cannot_split_a_phrase_is_named(folder: Path) -> None:
     edit(folder, lambda about: about["files"].update({path.name: sha256(path)}))
     with pytest.raises(BundleError, match="the tokenizer cannot split 'red car'"):
         Segmenter(folder, threads=1).predict(photo(), "red car")
+
+
+@pytest.mark.skipif("tensorrt" in installed(), reason="TensorRT is installed")
+def test_a_folder_of_an_engines_name_is_no_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tensorrt").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert importlib.util.find_spec("tensorrt") is not None
+    assert "tensorrt" not in installed()
+
+
+def test_threads_that_load_at_once_share_openvinos_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[object] = []
+
+    def slow() -> object:
+        time.sleep(0.05)
+        made.append(object())
+        return made[-1]
+
+    monkeypatch.setattr("cris_edge.engines.openvino._make_core", functools.cache(slow))
+    with ThreadPoolExecutor(4) as threads:
+        cores = list(threads.map(lambda _: shared_core(), range(4)))
+    assert len(made) == 1
+    assert cores == made * 4
 
 
 def test_an_engine_that_fails_in_a_run_raises_engine_error(folder: Path) -> None:

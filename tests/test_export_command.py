@@ -21,7 +21,7 @@ from export.graphs import Source
 from export.onnx import export_onnx
 from export.place import put_in_place, workspace
 from export.verify import MAX_PHOTOS, find_photos
-from tests.export_models import NOTES, PHOTOS, make_model, seasoned
+from tests.export_models import NOTES, OLDER, PHOTOS, make_model, seasoned
 from tests.scenes import small_model, small_tokenizer
 from training import checkpoint
 from training.model import CRIS
@@ -86,13 +86,13 @@ def test_a_model_that_cannot_be_exported_leaves_the_older_bundle(
     path = saved(tmp_path / "bad.safetensors", tokenizer, damage)
     out = tmp_path / "bundle"
     out.mkdir()
-    (out / "bundle.json").write_text("the older one")
+    (out / "bundle.json").write_text(OLDER)
     job = Job(path, out, "onnx", precision, PHOTOS[:1], zip=True)
     with pytest.raises(ExportError, match=message):
         build(job)
     assert {entry.name for entry in tmp_path.iterdir()} == {"bad.safetensors", "bundle"}
     assert [entry.name for entry in out.iterdir()] == ["bundle.json"]
-    assert (out / "bundle.json").read_text() == "the older one"
+    assert (out / "bundle.json").read_text() == OLDER
 
 
 def test_an_older_bundle_is_replaced_whole(tmp_path: Path, kept: Path) -> None:
@@ -167,7 +167,18 @@ def test_folders_that_are_no_bundle_are_not_replaced(tmp_path: Path, kept: Path)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
+def test_a_place_that_is_mounted_is_refused_before_all_work(
+    tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.path.ismount", lambda path: Path(path) == tmp_path)
+    with pytest.raises(ExportError, match="is a mount point, which cannot be replaced"):
+        build(Job(kept, tmp_path, photos=PHOTOS))
+
+
 def test_what_another_program_calls_bundle_json_is_not_replaced(tmp_path: Path, kept: Path) -> None:
+    (tmp_path / "bundle.json").write_text("[1, 2]")
+    with pytest.raises(ExportError, match=r"which would be lost: bundle\.json"):
+        build(Job(kept, tmp_path, photos=PHOTOS))
     (tmp_path / "bundle.json").write_text('{"name": "my web page", "files": ["main.js"]}')
     (tmp_path / "main.js").write_text("years of work")
     with pytest.raises(ExportError, match=r"which would be lost: main\.js"):

@@ -21,7 +21,7 @@ from export import whole
 from export.build import Job, build, main
 from export.errors import ExportError
 from export.whole import join, write_whole
-from tests.export_models import NOTES, PARTS, PHOTOS, make_model
+from tests.export_models import NOTES, OLDER, PARTS, PHOTOS, make_model
 from tests.scenes import small_tokenizer
 from training import checkpoint
 
@@ -207,13 +207,13 @@ def test_a_graph_that_disagrees_leaves_what_was_there(
     monkeypatch.setattr(whole, "join", doubled)
     out = tmp_path / "bundle"
     out.mkdir()
-    (out / "bundle.json").write_text("the older one")
+    (out / "bundle.json").write_text(OLDER)
     beside(out).write_text("the older graph")
     job = Job(checkpoints["clip_resnet"], out, photos=PHOTOS[:1], zip=True, whole=True)
     with pytest.raises(ExportError, match=r"bundle\.onnx: .*does not agree with the three"):
         build(job, say=lambda line: None)
     assert {entry.name for entry in tmp_path.iterdir()} == {"bundle", "bundle.onnx"}
-    assert (out / "bundle.json").read_text() == "the older one"
+    assert (out / "bundle.json").read_text() == OLDER
     assert beside(out).read_text() == "the older graph"
 
 

@@ -77,6 +77,13 @@ def test_an_encoded_photo_gives_what_the_photo_gives(segmenter: Segmenter) -> No
     assert segmenter.predict(encoded, []) == []
 
 
+def test_encoded_photos_can_be_kept_in_sets(segmenter: Segmenter) -> None:
+    one, other = (segmenter.encode(photo(1)) for _ in range(2))
+    assert one in [other, one]
+    assert {one, other, one} == {other, one}
+    assert one != other
+
+
 def test_a_photo_is_encoded_once(counted: tuple[Segmenter, dict[str, Counted]]) -> None:
     segmenter, graphs = counted
     encoded = segmenter.encode(photo())
@@ -180,7 +187,7 @@ def test_a_stream_reads_little_ahead_and_stops_with_its_consumer(segmenter: Segm
     stream = segmenter.stream(camera, "red car")
     for count, _ in enumerate(itertools.islice(stream, 4), 1):
         assert camera.read <= count + 2
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     read = camera.read
     assert threading.active_count() == before
     assert camera.read == read <= 6

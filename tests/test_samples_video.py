@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,7 @@ def test_each_frame_has_its_own_mask(video: Path, tmp_path: Path) -> None:
         (None, " ", "out.mp4", "the phrase ' ' is empty"),
         (None, PHRASE, "out.toaster", "cannot write a video there"),
         (None, PHRASE, "none/out.mp4", "out.mp4: there is no folder"),
+        (None, PHRASE, "/", "/: expected a file to write, this is a folder"),
     ],
 )
 def test_what_cannot_be_used_is_named(
@@ -80,6 +82,26 @@ def test_what_cannot_be_used_is_named(
     assert done.returncode == 2
     assert message in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+    assert [(path, path.read_bytes()) for path in tmp_path.iterdir()] == [
+        (older, b"an older video")
+    ]
+
+
+def test_a_video_that_a_full_disk_cuts_short_leaves_the_older_one(
+    video: Path, tmp_path: Path
+) -> None:
+    older = tmp_path / "out.mp4"
+    older.write_bytes(b"an older video")
+
+    def small() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+
+    command = [sys.executable, str(ROOT / "samples/video.py"), str(video), PHRASE, "-o", str(older)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=ROOT, preexec_fn=small
+    )
+    assert done.returncode == 2
+    assert "frames could be written; is the disk full?" in done.stderr.splitlines()[-1]
     assert [(path, path.read_bytes()) for path in tmp_path.iterdir()] == [
         (older, b"an older video")
     ]

@@ -31,7 +31,9 @@ CHOICES = ("auto", *ENGINES)
 
 def installed() -> list[str]:
     """Names of the engines that are installed, best first; none is imported."""
-    return [name for name in ENGINES if importlib.util.find_spec(name) is not None]
+    found = {name: importlib.util.find_spec(name) for name in ENGINES}
+    # A mere folder of that name, such as one of bundles, has no origin.
+    return [name for name, spec in found.items() if spec is not None and spec.origin is not None]
 
 
 def answers(name: str) -> bool:

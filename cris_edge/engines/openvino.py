@@ -114,7 +114,10 @@ def _filled(array: NDArray[np.generic], batch: int) -> NDArray[np.generic]:
     return np.concatenate([array, np.repeat(array[-1:], batch - len(array), axis=0)])
 
 
-@functools.cache
+_make_core = functools.cache(openvino.Core)
+_making = threading.Lock()
+
+
 def shared_core() -> Any:
     """The one core of this process, which is never given up.
 
@@ -122,7 +125,9 @@ def shared_core() -> Any:
     when it goes: in another thread, or with a later device's on top, without a word to the first.
     The next signal that Python handles, Ctrl-C or the end of a child, then ends the process.
     """
-    return openvino.Core()
+    # Two threads that ask at once would make two, one of which would go with its segmenter.
+    with _making:
+        return _make_core()
 
 
 class OpenVino:
