@@ -13,7 +13,7 @@ from training.data.coco import Instance, Photo
 from training.data.colours import dominant, name_colours, pixel_colours
 from training.data.expressions import KINDS, MIN_SHARE, Expression, derive
 from training.data.mirror import mirror, speaks_of_place
-from training.data.nouns import CATEGORIES, CATEGORY_INDEX, MEANINGS, NOUNS
+from training.data.nouns import CATEGORIES, CATEGORY_INDEX, MEANINGS, NOUNS, OWN_NOUNS
 
 WIDTH, HEIGHT = 120, 90
 
@@ -269,6 +269,10 @@ def test_nouns_cover_the_80_categories():
     assert len(CATEGORIES) == len(CATEGORY_INDEX) == 80
     assert all(NOUNS[category] for category in CATEGORIES)
     assert all(covered <= set(CATEGORIES) for covered in MEANINGS.values())
+    assert all(len(OWN_NOUNS[category]) > 0 for category in CATEGORIES)
+    own = [noun for nouns in OWN_NOUNS.values() for noun in nouns]
+    assert len(own) == len(set(own))
+    assert {noun for noun in own if len(MEANINGS[noun]) > 1} == {"bear"}
 
 
 @pytest.mark.parametrize(

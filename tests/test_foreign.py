@@ -76,6 +76,16 @@ def test_what_was_written_of_other_photos_is_drawn_where_it_fits_nothing() -> No
     assert not in_street & {sample.text for sample in samples[:3]}
 
 
+def test_what_somebody_saw_in_a_photo_is_not_foreign_to_it() -> None:
+    people = photo("person", person_only=True)
+    seen = written(people, "the man watching the train")
+    others = [written(STREET, "the red car"), derived(KITCHEN), *(derived(ZOO) for _ in range(40))]
+    for samples, fits in (([*others, seen], True), (others, False)):
+        texts = {text for text in drawn(ForeignPhrases(samples), people, 3000) if text}
+        named_trains = {text for text in texts if "train" in text.split()}
+        assert bool(named_trains) != fits
+
+
 def test_rules_and_people_take_turns() -> None:
     texts = drawn(ForeignPhrases([written(STREET, "the red car")]), ZOO)
     assert "the red car" in texts

@@ -186,13 +186,17 @@ def two_rivals() -> tuple[Tensor, Tensor, Tensor]:
     return torch.stack([left, 1 - left])[None], everywhere(1), torch.ones(1, 2, dtype=torch.bool)
 
 
+def one_of(logits: Tensor, masks: Tensor, valid: Tensor, distinct_: Tensor) -> Tensor:
+    return which(logits, masks, valid, distinct_, torch.ones(logits.shape[:2]))
+
+
 def test_which_of_a_hand_computed_case() -> None:
     masks, valid, distinct_ = two_rivals()
     # Three equal chances for each pixel: either phrase, or none.
-    loss = which(torch.zeros(1, 2, 4, 4), masks, valid, distinct_)
+    loss = one_of(torch.zeros(1, 2, 4, 4), masks, valid, distinct_)
     assert loss.item() == pytest.approx(math.log(3))
-    assert which(certain(masks), masks, valid, distinct_).item() < 1e-6
-    swapped = which(certain(masks.flip(1)), masks, valid, distinct_)
+    assert one_of(certain(masks), masks, valid, distinct_).item() < 1e-6
+    swapped = one_of(certain(masks.flip(1)), masks, valid, distinct_)
     assert swapped.item() == pytest.approx(2 * SURE, rel=1e-3)
 
 
@@ -203,7 +207,7 @@ def test_which_falls_when_the_rival_claims_less() -> None:
         logits = certain(masks) / SURE * 2
         # What the right one's phrase claims of the left one.
         logits[0, 1, :, :2] = claim
-        losses.append(which(logits, masks, valid, distinct_).item())
+        losses.append(one_of(logits, masks, valid, distinct_).item())
     assert losses == sorted(losses, reverse=True)
     assert losses[0] > 3 * losses[-1]
 
@@ -215,38 +219,38 @@ def test_which_sees_a_rivals_claim_that_cross_entropy_of_the_phrase_does_not() -
     greedy[0, 1, :, :2] = 6.0
     first = [cross_entropy(x[:, 0], masks[:, 0], valid) for x in (logits, greedy)]
     assert torch.equal(*first)
-    assert which(greedy, masks, valid, distinct_) > 2 * which(logits, masks, valid, distinct_)
+    assert one_of(greedy, masks, valid, distinct_) > 2 * one_of(logits, masks, valid, distinct_)
 
 
 def test_which_gives_a_pixel_to_what_covers_half_of_it() -> None:
     masks, valid, distinct_ = two_rivals()
     logits = certain(masks)
     # An outline is taught so that half covered comes to 0.35.
-    assert which(logits, 0.36 * masks, valid, distinct_).item() < 1e-6
-    assert which(logits, 0.34 * masks, valid, distinct_).item() > SURE / 2
+    assert one_of(logits, 0.36 * masks, valid, distinct_).item() < 1e-6
+    assert one_of(logits, 0.34 * masks, valid, distinct_).item() > SURE / 2
 
 
 def test_which_leaves_out_ignored_and_disputed_pixels(rng: torch.Generator) -> None:
     masks, valid, distinct_ = two_rivals()
     masks[0, :, 0], valid[0, 3] = 1, 0
     logits = torch.randn(1, 2, 4, 4, generator=rng)
-    before = which(logits, masks, valid, distinct_)
+    before = one_of(logits, masks, valid, distinct_)
     for row in (0, 3):
         changed = logits.clone()
         changed[0, :, row] = 30.0
-        assert torch.equal(which(changed, masks, valid, distinct_), before)
+        assert torch.equal(one_of(changed, masks, valid, distinct_), before)
     changed[0, :, 1] = 30.0
-    assert not torch.allclose(which(changed, masks, valid, distinct_), before)
+    assert not torch.allclose(one_of(changed, masks, valid, distinct_), before)
 
 
 def test_which_leaves_out_phrases_that_are_not_distinct(rng: torch.Generator) -> None:
     masks, valid, distinct_ = two_rivals()
     logits = torch.randn(1, 2, 4, 4, generator=rng)
-    before = which(logits, masks, valid, distinct_)
+    before = one_of(logits, masks, valid, distinct_)
     # The first thing again by other words, and a phrase that fits nothing.
     more = torch.stack([masks[0, 0], torch.zeros(4, 4)])[None]
     claims = torch.randn(1, 2, 4, 4, generator=rng)
-    padded = which(
+    padded = one_of(
         torch.cat([logits, claims], 1),
         torch.cat([masks, more], 1),
         valid,
@@ -262,12 +266,25 @@ def test_which_does_not_depend_on_the_order_of_photos_and_phrases(rng: torch.Gen
     valid = everywhere(3)
     valid[1, 0] = 0
     distinct_ = torch.tensor([[True, True], [True, False], [True, True]])
-    before = which(logits, masks, valid, distinct_)
+    before = one_of(logits, masks, valid, distinct_)
     photos = torch.tensor([2, 0, 1])
     shuffled = (part[photos] for part in (logits, masks, valid, distinct_))
-    assert torch.allclose(which(*shuffled), before)
-    turned = which(logits.flip(1), masks.flip(1), valid, distinct_.flip(1))
+    assert torch.allclose(one_of(*shuffled), before)
+    turned = one_of(logits.flip(1), masks.flip(1), valid, distinct_.flip(1))
     assert torch.allclose(turned, before)
+
+
+def test_which_trusts_a_mask_by_its_weight(rng: torch.Generator) -> None:
+    masks, valid, distinct_ = two_rivals()
+    # The last column is nobody's.
+    masks[0, 1, :, 3] = 0
+    logits = torch.randn(1, 2, 4, 4, generator=rng)
+    losses = [which(logits, masks, valid, distinct_, torch.tensor([[w, 1.0]])) for w in (1, 0.5, 0)]
+    assert losses[0] - losses[1] == pytest.approx(float(losses[1] - losses[2]), rel=1e-4)
+    assert losses[0] > losses[1] > losses[2] > 0
+    of_the_first = logits[..., :2].clone()
+    alone = one_of(of_the_first, masks[..., :2], valid[..., :2], distinct_)
+    assert float(losses[0] - losses[2]) == pytest.approx(float(alone) / 2, rel=1e-4)
 
 
 # --- what a phrase means ---
@@ -285,6 +302,18 @@ def meant(
     logits: Tensor, masks: Tensor, valid: Tensor, weight: Tensor, instances: Tensor
 ) -> Tensor:
     return referent(logits, masks, valid, distinct(instances), weight, instances)
+
+
+def test_referent_does_not_mind_what_lies_in_the_thing_that_is_meant() -> None:
+    person, tie = corner(4, 2), corner(2, 1)
+    masks, instances = torch.stack([person, tie])[None], torch.tensor([[7, 3]])
+    arguments = masks, everywhere(1), torch.ones(1, 2), instances
+    # The person with the tie is the person; the person without is none of the tie.
+    assert meant(certain(masks), *arguments).item() < 1e-6
+    half = torch.stack([person, corner(4, 4) - corner(4, 1)])[None]
+    arguments = half, everywhere(1), torch.ones(1, 2), instances
+    assert meant(certain(half), *arguments).item() < 1e-6
+    assert meant(certain(half.flip(1)), *arguments).item() > SURE / 2
 
 
 def test_referent_of_a_hand_computed_case() -> None:

@@ -1,10 +1,13 @@
 """What a step reads of photos: pictures, phrases and masks that stay true to each other."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pycocotools.mask import encode
 from torch.utils.data import DataLoader
 
 from cris_edge.letterbox import Letterbox
@@ -12,7 +15,9 @@ from cris_edge.tokenizer import build
 from tests.photo_folder import HEIGHT, WIDTH, write_photos
 from training.data.augment import Augmentation
 from training.data.choose import choose, survives_crop
+from training.data.coco import Instance, Photo
 from training.data.items import ItemMaker, collate, start_worker
+from training.data.labels import Labels
 from training.data.nouns import CATEGORY_INDEX
 from training.data.photo_dataset import PhotoDataset
 from training.data.samples import load_samples
@@ -72,22 +77,44 @@ def at(map_, x, y, stride):
     ]
 
 
+def named_at(categories, x, y):
+    """The category of the cell in which a point of the letterboxed photo lies."""
+    scale = SIZE / WIDTH
+    return categories[int((y * scale + (SIZE - HEIGHT * scale) / 2) / 8), int(x * scale / 8)]
+
+
 def test_categories_and_crowds(photo_folder, tokenizer):
     item = dataset(load_samples(photo_folder, "train"), tokenizer)[0, 0, 0]
     categories = item["categories"]
-    assert at(categories, 30, 60, 8) == CATEGORY_INDEX["car"]
-    assert at(categories, 80, 100, 8) == CATEGORY_INDEX["dog"]
-    assert at(categories, 80, 40, 8) == 0
-    assert at(categories, 20, 8, 8) == -1
+    assert named_at(categories, 30, 60) == CATEGORY_INDEX["car"]
+    assert named_at(categories, 80, 100) == CATEGORY_INDEX["dog"]
+    assert named_at(categories, 80, 40) == 0
+    assert named_at(categories, 20, 8) == -1
     assert at(item["ignore"], 20, 8, 4)
     assert not at(item["ignore"], 30, 60, 4)
 
 
+def test_a_cell_is_named_by_what_is_in_its_middle():
+    def thing(key, category, columns):
+        mask = np.zeros((16, 32), np.uint8, order="F")
+        mask[:, columns] = 1
+        return Instance(key, category, (0, 0, 1, 1), float(mask.sum()), False, encode(mask))
+
+    things = (
+        thing(1, "car", slice(1, 7)),
+        thing(2, "dog", slice(8, 11)),
+        thing(3, "cat", slice(18, 26)),
+    )
+    labels = Labels(Photo(1, Path("made-up.jpg"), 32, 16, False, things), np.eye(3)[:2])
+    row = [CATEGORY_INDEX["car"], 0, CATEGORY_INDEX["cat"], 0]
+    assert labels.categories(4)[:2].tolist() == [row, row]
+
+
 def test_what_is_unlabelled_has_no_known_category(photo_folder, tokenizer):
     item = dataset(load_samples(photo_folder, "boxes"), tokenizer, absent_share=1.0)[0, 0, 0]
-    assert at(item["categories"], 30, 60, 8) == CATEGORY_INDEX["person"]
-    assert at(item["categories"], 80, 40, 8) == -1
-    assert at(item["categories"], 130, 60, 8) == -1
+    assert named_at(item["categories"], 30, 60) == CATEGORY_INDEX["person"]
+    assert named_at(item["categories"], 80, 40) == -1
+    assert named_at(item["categories"], 130, 60) == -1
     assert item["categories"][0, 0] == 0
     assert (item["instance"] >= 0).all()
     assert sorted({round(float(w), 3) for w in item["weight"]}) == [0.3, 0.7]

@@ -281,6 +281,8 @@ def test_the_threshold_accepts_most_that_fit_and_least_that_do_not() -> None:
         ("sink in the bottom right corner", (SIDES, "top, middle or bottom")),
         ("zebra in the middle", ("top, middle or bottom",)),
         ("cup on the saucer", ("a relation",)),
+        ("man in red with a hat", ("a colour", "with, without or in")),
+        ("cat in the middle without a collar", ("top, middle or bottom", "with, without or in")),
         ("keyboard in front of the laptop", ("a relation",)),
         ("dark sedan left of the bike", (SIDES, "a colour", "a relation")),
         ("plane where only the wing shows", (OTHER,)),
@@ -312,6 +314,10 @@ def test_other_phrasings_keep_or_change_one_thing() -> None:
     assert other_side(sample) == mirror(sample.text) == "Right dog with a ball"
     assert side_alone(sample) == "thing on the left"
     assert wrong_class(row("left man", 2, "person", person_only=True)) is None
+    for text in ("second dog from the right", "dog right of the cat"):
+        # It lies in the other half.
+        assert other_side(row(text, 2)) is not None
+        assert side_alone(row(text, 2)) is wrong_class(row(text, 2)) is None
     for text in ("the dog", "dog left of the right tree", "flat spatula right above the big fork"):
         assert other_side(row(text, 2)) is side_alone(row(text, 2)) is None
 

@@ -1,5 +1,6 @@
 """Phrases that mean all things of a kind."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,16 @@ def test_a_phrase_means_all_that_it_names(categories: list[str], seed: int) -> N
     members = [one for one in of.instances if one.category in named(text)]
     assert meant.objects == len(members) >= 2
     np.testing.assert_array_equal(meant.mask(), np.any([m.mask() for m in members], axis=0))
+
+
+def test_what_is_too_small_to_be_seen_is_not_meant() -> None:
+    def sized(area: float) -> Photo:
+        things = (instance(0, "dog"), instance(1, "dog"))
+        return photo(*(dataclasses.replace(one, area=area) for one in things))
+
+    # Both together, as one thing alone: 0.3 % of the photo.
+    assert draw_several(sized(0.0014 * WIDTH * HEIGHT), np.random.default_rng(0)) is None
+    assert draw_several(sized(0.0016 * WIDTH * HEIGHT), np.random.default_rng(0)) is not None
 
 
 def test_nouns_that_fit_several_categories_mean_all_of_them() -> None:

@@ -49,7 +49,7 @@ def quiet(logits: Tensor, masks: Tensor, valid: Tensor) -> Tensor:
     return torch.where((masks * valid).sum((-2, -1)) > 0, 0, highest)
 
 
-def which(logits: Tensor, masks: Tensor, valid: Tensor, distinct: Tensor) -> Tensor:
+def which(logits: Tensor, masks: Tensor, valid: Tensor, distinct: Tensor, weight: Tensor) -> Tensor:
     """Phrases of one photo compete for each pixel, so that only one of them gets it.
 
     Softmax over the photo's phrases and "none of them" (logit 0). Naming a rival's pixels then
@@ -61,6 +61,7 @@ def which(logits: Tensor, masks: Tensor, valid: Tensor, distinct: Tensor) -> Ten
             what half of it comes to.
         valid: (B, h, w), pixels that count.
         distinct: (B, K), whether a phrase names another instance than the phrases before it.
+        weight: (B, K), trust in each mask.
     """
     apart = distinct.bool()[:, :, None, None]
     masks = ((masks > THRESHOLD) & apart).float()
@@ -71,7 +72,8 @@ def which(logits: Tensor, masks: Tensor, valid: Tensor, distinct: Tensor) -> Ten
     target = torch.where(claims > 0, masks.argmax(1) + 1, 0)
     everyone = torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1)
     losses = F.cross_entropy(everyone, target, reduction="none")
-    return masked_mean(losses, valid).mean()
+    trust = F.pad(weight, (1, 0), value=1).gather(1, target.flatten(1)).view_as(losses)
+    return masked_mean(losses * trust, valid).mean()
 
 
 def referent(
@@ -87,7 +89,8 @@ def referent(
     Softmax over the mean logit on each thing that the photo's phrases name and "none of them"
     (logit 0): a choice among things, as finding by a phrase is scored, where a large and a small
     one count the same. The other losses count pixels, and hardly see a phrase that gets a little
-    of each rival.
+    of each rival. Of what lies in the thing that is meant, as a tie on a person, the rest counts
+    alone.
 
     Args:
         logits: (B, K, h, w), K phrases of each photo.
@@ -100,15 +103,22 @@ def referent(
     """
     same = instances[:, :, None] == instances[:, None, :]
     first = same.int().argmax(2)
+    own = F.one_hot(first, masks.shape[1]).bool()
     parts = masks * valid[:, None]
-    pixels = parts.sum((-2, -1))
+    beside = (masks <= THRESHOLD).float()
+
+    def summed(values: Tensor) -> Tensor:
+        """Over each thing's pixels, of each phrase: (B, K, things)."""
+        whole = torch.einsum("bkhw,bjhw->bkj", values, parts)
+        return torch.where(own, whole, torch.einsum("bkhw,bjhw->bkj", values * beside, parts))
+
+    pixels = summed(torch.ones_like(logits))
     # A thing takes part once, and only where something of it is in sight.
-    taking_part = distinct & (pixels >= 1)
-    means = torch.einsum("bkhw,bjhw->bkj", logits, parts) / pixels.clamp(min=1)[:, None]
-    means = means.masked_fill(~taking_part[:, None], -1e4)
+    taking_part = distinct[:, None] & (pixels >= 1)
+    means = (summed(logits) / pixels.clamp(min=1)).masked_fill(~taking_part, -1e4)
     everything = torch.cat([torch.zeros_like(means[..., :1]), means], dim=2)
     losses = F.cross_entropy(everything.transpose(1, 2), first + 1, reduction="none")
-    judged = taking_part.gather(1, first)
+    judged = (taking_part & own).any(2)
     return torch.where(judged, losses * weight, 0).mean()
 
 

@@ -83,12 +83,13 @@ class Objective(nn.Module):
         if recipe.quiet:
             found["quiet"] = recipe.quiet * losses.quiet(logits, masks, said).mean()
         apart = batch["distinct"].unflatten(0, photos)
-        groups = logits.unflatten(0, photos), masks.unflatten(0, photos), valid, apart
+        trust = weight.unflatten(0, photos)
+        groups = logits.unflatten(0, photos), masks.unflatten(0, photos), valid, apart, trust
         if recipe.which:
             found["which"] = recipe.which * losses.which(*groups)
         if recipe.referent:
-            said_of = weight.unflatten(0, photos), batch["instance"].unflatten(0, photos)
-            found["referent"] = recipe.referent * losses.referent(*groups, *said_of)
+            instances = batch["instance"].unflatten(0, photos)
+            found["referent"] = recipe.referent * losses.referent(*groups, instances)
         if named is not None:
             found["naming"] = recipe.naming * losses.naming(named, batch["categories"])
         return found

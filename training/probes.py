@@ -20,7 +20,7 @@ from training.evaluation import Record
 from training.hearing import CATEGORY, FOREIGN, FULL, SIDE, SWAPPED, WRONG, Heard, Hearing
 from training.metrics import Scores
 from training.report import Baselines
-from training.wording import SUBJECTS, named, spoken_of
+from training.wording import COLOUR, SIDES, SUBJECTS, named, spoken_of
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,11 @@ def right_instance(hearing: Hearing) -> list[Figure]:
     are left out.
     """
     among = [heard for heard in hearing.written if len(_alike(heard.sample)) > 1]
-    rows = {
-        f"says {subject}": [one for one in among if subject in spoken_of(one.sample.text)]
-        for subject in SUBJECTS
-    }
+    said = {one: spoken_of(one.sample.text) for one in among}
+    rows = {f"says {it}": [one for one in among if it in said[one]] for it in SUBJECTS}
+    rows["says neither side nor colour"] = [
+        one for one in among if not {SIDES, COLOUR} & set(said[one])
+    ]
     return [
         _hits(FULL, among),
         *(_hits(name, samples) for name, samples in rows.items()),
@@ -100,10 +101,13 @@ def sides_swapped(hearing: Hearing) -> list[Figure]:
 
 
 def side_without_the_class(hearing: Hearing) -> list[Figure]:
-    """Whether the side does all of the work: little should be left without the class."""
+    """Whether the side does all of the work: little should be left without the class.
+
+    Of targets that lie in the half of the photo that their phrase names, whatever it counts from.
+    """
     figures: list[Figure] = []
     for source, samples in _sources(hearing):
-        figures += [_miou(f"{source}: mIoU, {FULL}", _tried(samples, SWAPPED))]
+        figures += [_miou(f"{source}: mIoU, {FULL}", _tried(samples, SIDE))]
         for phrasing in (SIDE, WRONG):
             among = _tried(samples, phrasing)
             figures += [
@@ -166,7 +170,7 @@ PROBES: dict[str, Callable[[Hearing], list[Figure]]] = {
     "All of a category, several present": all_of_a_category,
     "Mask on the right instance, written": right_instance,
     "Left and right swapped, rival present": sides_swapped,
-    "Side without the class, same samples": side_without_the_class,
+    "Side without the class, rival present": side_without_the_class,
     "Blind baselines, written": blind_baselines,
     "Score of phrases that do not fit, written": score_of_foreign_phrases,
 }

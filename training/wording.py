@@ -22,9 +22,11 @@ def _any_of(words: str) -> re.Pattern[str]:
 
 
 SIDES = "left or right"
+COLOUR = "a colour"
 OTHER = "none of these"
+_RELATION, _ATTRIBUTE = "a relation", "with, without or in"
 _WORDS = {
-    "a colour": _any_of(
+    COLOUR: _any_of(
         "|".join(COLOURS)
         + r"|gr[ae]y|tan|beige|silver|gold(?:en)?|blonde?|khaki|navy|maroon|teal|turquoise|peach"
         + r"|(?:dark|light|bright)(?:er|est)?|colou?r(?:ed|ful)?"
@@ -36,12 +38,14 @@ _WORDS = {
     "top, middle or bottom": _any_of(
         r"top|middle|bottom|upper|lower|(?:upper|lower|top|bottom)most|(?:high|low)est|cent(?:er|re)"
     ),
-    "a relation": _any_of(
-        r"with|without|in|inside|on|under|over|above|below|beneath|behind|beside|between|near|by|at"
+    _RELATION: _any_of(
+        r"in front of|inside|on|under|over|above|below|beneath|behind|beside|between|near|by|at"
         r"|next to|against|around|across|along|(?:left|right) of"
     ),
+    # Most often clothes and parts: "in red", "with its head up".
+    _ATTRIBUTE: _any_of(r"with|without|in(?! front of)"),
 }
-# "on the left" and "in the middle" name places in the photo, not relations; "in front of" is one.
+# "on the left" and "in the middle" name places in the photo, and say nothing else.
 _PLACES = re.compile(
     r"\b(?:in|on|at|by)\s+(?:the\s+)?(?:(?:far|very)\s+)?"
     r"(?:left|right|top|bottom|upper|lower|middle|cent(?:er|re)|corner|edge|back|front)\b(?!\s+of)",
@@ -58,7 +62,7 @@ def spoken_of(text: str) -> tuple[str, ...]:
     rest = _PLACES.sub("", text)
     found = [SIDES] if swap_sides(text) else []
     for name, words in _WORDS.items():
-        if words.search(rest if name == "a relation" else text):
+        if words.search(rest if name in (_RELATION, _ATTRIBUTE) else text):
             found.append(name)
     return tuple(found) or (OTHER,)
 
@@ -116,20 +120,24 @@ def other_side(sample: Sample) -> str | None:
 
 
 def side_alone(sample: Sample) -> str | None:
-    """The side without the class: "thing on the left". None where `other_side` has none."""
-    return f"thing on the {side(sample.text)}" if other_side(sample) else None
+    """The side without the class: "thing on the left".
+
+    None where `other_side` has none, and where that is not the photo's half in which the target is:
+    "third sofa from the left", "chair left of the table".
+    """
+    return f"thing on the {side(sample.text)}" if _lies_on_its_side(sample) else None
 
 
 def wrong_class(sample: Sample) -> str | None:
     """The side with a class that is not in the photo: "zebra on the left".
 
     The photo's id chooses among the categories that share no noun with any that is labelled: no
-    horse where a cow, another animal, is. None where `other_side` has none, or labels cannot tell.
+    horse where a cow, another animal, is. None where `side_alone` has none, or labels cannot tell.
     """
     photo = sample.photo
     present = {instance.category for instance in photo.instances}
     absent = [c for c in CATEGORIES if not any(MEANINGS[noun] & present for noun in NOUNS[c])]
-    if photo.person_only or not absent or not other_side(sample):
+    if photo.person_only or not absent or not _lies_on_its_side(sample):
         return None
     return f"{absent[photo.id % len(absent)]} on the {side(sample.text)}"
 
@@ -142,6 +150,13 @@ def side(text: str) -> str | None:
     """The side that a phrase says; None where it says none or both."""
     found = {word.lower() for word in _SIDE.findall(text)}
     return found.pop() if len(found) == 1 else None
+
+
+def _lies_on_its_side(sample: Sample) -> bool:
+    """Whether a phrase says one side, and the middle of its target is in that half of the photo."""
+    left, _, right, _ = sample.instance.box
+    half = "left" if left + right < sample.photo.width else "right"
+    return other_side(sample) is not None and half == side(sample.text)
 
 
 def _in_the_middle(sample: Sample) -> bool:

@@ -21,7 +21,7 @@ from training.data import foreign, several
 from training.data.augment import Augmentation
 from training.data.coco import Instance
 from training.data.items import ItemMaker, Place, collate, start_worker
-from training.data.nouns import CATEGORIES, EVERY_NOUN, NOUNS
+from training.data.nouns import CATEGORIES, EVERY_NOUN, OWN_NOUNS
 from training.data.photo_dataset import PhotoDataset
 from training.data.prepared import open_references
 from training.data.reference_dataset import ReferenceDataset
@@ -136,10 +136,13 @@ class Batches:
             yield batch
 
     def nouns(self, step: int) -> Tensor:
-        """Token ids of the 80 categories, each by one of its names that the run's step draws."""
+        """Token ids of the 80 categories, each by one of its own names that the run's step draws.
+
+        What a pixel is called excludes all other names: "animal", of a dog, would exclude "dog".
+        """
         place = divmod(step, self.steps_per_epoch)
         rng = np.random.default_rng((self.recipe.seed, *place))
-        texts = [str(rng.choice(NOUNS[category])) for category in CATEGORIES]
+        texts = [str(rng.choice(OWN_NOUNS[category])) for category in CATEGORIES]
         return encode(texts, self.tokenizer, self.word_len)
 
 

@@ -36,8 +36,8 @@ class ForeignPhrases:
     """Draws phrases that fit nothing in a photo: made by rule, or written of other photos.
 
     What is not labelled in a fully labelled photo is not in it. In photos with labels of people
-    alone, that is said of categories which few of the fully labelled ones have (`RARE`), and is
-    then wrong as seldom as they are there.
+    alone, that is said of categories which nobody named in what was written of the photo, and which
+    few of the fully labelled ones have (`RARE`); it is then wrong as seldom as they are there.
     """
 
     def __init__(self, samples: Iterable[Sample]) -> None:
@@ -49,6 +49,10 @@ class ForeignPhrases:
         self._common = {name for name in CATEGORIES if not photos or shown[name] >= most}
         written = {s.text: s.instance.category for s in samples if s.source == "written"}
         meant = {text: named(text) for text in written}
+        self._said: dict[Photo, set[str]] = {}
+        for sample in samples:
+            if sample.text in meant:
+                self._said.setdefault(sample.photo, set()).update(meant[sample.text])
         # What names no category, as "the one on the left", fits anything.
         self._written = [(text, names | {written[text]}) for text, names in meant.items() if names]
 
@@ -56,7 +60,7 @@ class ForeignPhrases:
         """A phrase of no category that the photo shows; None where the labels promise nothing."""
         shown = {instance.category for instance in photo.instances}
         if photo.person_only:
-            shown |= self._common | {"person"}
+            shown |= self._common | self._said.get(photo, set()) | {"person"}
         if self._written and rng.random() < WRITTEN:
             for place in rng.integers(len(self._written), size=TRIES):
                 text, names = self._written[place]

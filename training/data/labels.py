@@ -30,7 +30,8 @@ class Labels:
     """The labels of one photo, drawn in the input's frame at any stride.
 
     A stride divides the matrix, which picks the pixels 0, stride, 2 stride … of the input: the
-    nearest-neighbour resize of the mask at the input's size.
+    nearest-neighbour resize of the mask at the input's size. Categories are of the middles of
+    cells instead, where features are.
     """
 
     def __init__(self, photo: Photo, matrix: NDArray[np.float64]) -> None:
@@ -89,7 +90,7 @@ class Labels:
         return self._warp(crowd, side, _step(side), cv2.INTER_NEAREST).astype(bool)
 
     def categories(self, side: int) -> NDArray[np.int64]:
-        """Category of each pixel, the smaller instance in front: int64 (side, side)."""
+        """Category of each cell's middle, the smaller instance in front: int64 (side, side)."""
         drawn = self._blank(np.int16)
         if self._photo.person_only:
             drawn[:] = UNKNOWN
@@ -99,7 +100,10 @@ class Labels:
         ):
             known = instance.has_mask and not instance.crowd
             self._paint(drawn, instance, CATEGORY_INDEX[instance.category] if known else UNKNOWN)
-        return self._warp(drawn, side, CATEGORY_STRIDE, cv2.INTER_NEAREST).astype(np.int64)
+        matrix = self._matrix / CATEGORY_STRIDE
+        matrix[:, 2] -= (1 - 1 / CATEGORY_STRIDE) / 2
+        warped = cv2.warpAffine(drawn, matrix, (side, side), flags=cv2.INTER_NEAREST)
+        return np.asarray(warped, np.int64)
 
     def _draw(self, instance: Instance) -> NDArray[np.uint8]:
         if instance not in self._drawn:

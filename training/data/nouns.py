@@ -95,6 +95,12 @@ NOUNS: dict[str, tuple[str, ...]] = {
 }
 """Category → the nouns that fit it."""
 
+OWN_NOUNS: dict[str, tuple[str, ...]] = {
+    category: tuple(noun for noun in nouns if MEANINGS[noun] == {category}) or (category,)
+    for category, nouns in NOUNS.items()
+}
+"""Category → the nouns that fit no other; of bears, which teddies are too, there is none such."""
+
 EVERY_NOUN: tuple[str, ...] = tuple(noun for nouns in NOUNS.values() for noun in nouns)
 """The nouns of all categories in turn; one that fits several stands there as often."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from training.data.coco import Instance, Photo, join
+from training.data.expressions import MIN_SHARE
 from training.data.nouns import CATEGORIES, MEANINGS, plural
 from training.data.samples import Sample
 
@@ -38,8 +39,10 @@ def kinds(photo: Photo) -> dict[str, list[Instance]]:
 
 
 def draw_several(photo: Photo, rng: np.random.Generator) -> tuple[str, Instance] | None:
-    """A phrase and all that it means, as one; None where nothing is there several times."""
-    there = kinds(photo)
+    """A phrase and all that it means, as one; None where nothing to be seen is there twice."""
+    least = MIN_SHARE * photo.width * photo.height
+    # Fewer pixels are no targets of other phrases either: what is taught of them is empty.
+    there = {n: them for n, them in kinds(photo).items() if sum(i.area for i in them) >= least}
     if not there:
         return None
     noun = str(rng.choice(sorted(there)))
