@@ -26,9 +26,9 @@ from training.recipe import as_override, read_recipe
 WAYS = (
     "teacher=null",
     "",
-    "relations=0 features=0",
-    "soft_masks=0 features=0",
-    "soft_masks=0 relations=0",
+    "relations=0 features=0 texts=null",
+    "soft_masks=0 features=0 texts=null",
+    "soft_masks=0 relations=0 texts=null",
 )
 """Without a teacher; with all its lessons; with one of them."""
 OF_A_BUNDLE = (WAYS[0], WAYS[2])

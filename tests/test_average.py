@@ -22,6 +22,7 @@ def sources(tmp_path: Path) -> list[Path]:
     paths = [tmp_path / f"{name}.safetensors" for name in "abc"]
     for seed, path in enumerate(paths):
         notes = {"training_data": f"data {seed}", "accuracy": "{}"}
+        notes |= [{"licence": "CC BY 4.0"}, {"licence": "research only"}, {}][seed]
         extra = {"optimiser.0.exp_avg": torch.zeros(3)}
         threshold = 0.2 + seed / 10
         model = small_model(tokenizer, seed)
@@ -61,7 +62,8 @@ def test_the_rest_is_the_firsts_but_for_what_is_no_longer_true(
     first, found = checkpoint.load(sources[0]), checkpoint.load(out)
     assert found.tokenizer.to_json() == first.tokenizer.to_json()
     assert found.threshold == first.threshold
-    assert found.metadata["training_data"] == "data 0"
+    assert found.metadata["training_data"] == "data 0; data 1; data 2"
+    assert found.metadata["licence"] == "CC BY 4.0; research only"
     assert "accuracy" not in found.metadata
     assert found.metadata["mean_of"] == (
         "a.safetensors (0.333), b.safetensors (0.333), c.safetensors (0.333)"

@@ -153,6 +153,27 @@ def test_an_optimiser_goes_on_as_if_never_stopped(tmp_path: Path, tokenizer: Tok
     assert not same(forgetful.state_dict(), model.state_dict())
 
 
+def test_an_optimisers_state_lies_in_memory_as_its_parameters(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    """Fused kernels refuse anything else, on GPUs alone."""
+    model, path = small_model(tokenizer).to(memory_format=torch.channels_last), tmp_path / "a.st"
+    optimiser = torch.optim.AdamW(model.parameters())
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimiser.step()
+    checkpoint.save(path, model, tokenizer, {}, checkpoint.optimiser_tensors(optimiser))
+    kept = checkpoint.load(path)
+    kept.model.to(memory_format=torch.channels_last)
+    resumed = torch.optim.AdamW(kept.model.parameters())
+    checkpoint.restore_optimiser(resumed, kept.extra)
+    for one, other in zip(model.parameters(), kept.model.parameters(), strict=True):
+        before, state = optimiser.state[one], resumed.state[other]
+        assert state["exp_avg"].stride() == state["exp_avg_sq"].stride() == other.stride()
+        assert all(torch.equal(value, state[quantity]) for quantity, value in before.items())
+    assert any(not parameter.is_contiguous() for parameter in kept.model.parameters())
+
+
 # --- refusals ---
 
 

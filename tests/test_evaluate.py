@@ -24,7 +24,7 @@ from training.groups import group_names
 from training.metrics import iou
 from training.model import CRIS
 from training.predictor import letterbox_of, open_segmenter, torch_segmenter
-from training.selection import open_data
+from training.selection import SceneData, open_data
 
 
 @pytest.fixture(scope="module")
@@ -254,6 +254,8 @@ def test_what_a_data_folder_has_not_is_refused(segmenter: Segmenter, data: Path)
         evaluate(segmenter, open_data(data), ["val", "test"], progress=False)
     with pytest.raises(DataError, match="only of a prepared set can the first sentence"):
         evaluate(segmenter, open_data(data), sentences="first", progress=False)
+    with pytest.raises(DataError, match="--sentences is for prepared sets"):
+        evaluate(segmenter, SceneData(1), sentences="all", progress=False)
     with pytest.raises(DataError, match="no prepared set"):
         open_data(data, photos=data / "photos")
 

@@ -79,6 +79,8 @@ def test_a_few_are_learnt_by_heart(recipe: Path, tmp_path: Path) -> None:
     scores = epochs(tmp_path)[-1]["val"]
     assert set(scores) == {"grefcoco train"}
     assert scores["grefcoco train"]["count"] == 2
+    notes = checkpoint.load(tmp_path / "best.safetensors").metadata
+    assert json.loads(notes["accuracy"])["split"] == "train"
     # A mask of the whole photo reaches 0.12 here.
     assert scores["grefcoco train"]["mIoU"] > 0.5
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cris_edge.tokenizer import Tokenizer
 from tests.refer_tree import write_tree
@@ -35,9 +36,12 @@ from tests.training_run import (
     steps,
 )
 from training import checkpoint, train
+from training.data.batches import build_data
 from training.data.items import ItemMaker
 from training.data.prepared import open_references
 from training.prepare import prepare
+from training.recipe import read_recipe
+from training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -350,6 +354,23 @@ def test_going_on_with_another_outline_is_refused(
     (data / "instances_train.json").write_text(json.dumps(labels))
     line = refused(capsys, recipe, stopped, "--resume", f"data={data}")
     assert "state-00000004.safetensors: of other data than the 4 photos with" in line
+
+
+def test_the_best_counts_anew_where_others_are_judged_by(
+    stopped: Path, recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = shutil.copytree(recipe.parent / "data", tmp_path / "other")
+    path = data / "expressions_written_val.json"
+    path.write_text(path.read_text().replace("car", "auto"))
+    read = read_recipe(recipe, ["save_every=2", f"data={data}"])
+    trainer = Trainer(read, build_data(read), torch.device("cpu"))
+    trainer.load(stopped / state_names(4)[0])
+    assert trainer.best == -1.0
+    assert "judged by other samples than now, so the best counts anew" in caplog.text
+    same = read_recipe(recipe, ["save_every=2"])
+    trainer = Trainer(same, build_data(same), torch.device("cpu"))
+    trainer.load(stopped / state_names(4)[0])
+    assert trainer.best > 0
 
 
 def test_going_on_with_other_references_is_refused(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -29,7 +29,8 @@ examples:
 
 
 def average(sources: Sequence[Path], out: Path, weights: Sequence[float] | None = None) -> None:
-    """Write the mean of checkpoints' weights; all else is the first one's, as the input's size.
+    """Write the mean of checkpoints' weights; what they learned from is told of all, and all
+    else, as the input's size, is the first one's.
 
     Args:
         sources: at least two checkpoints of one model with one tokenizer; what no weight depends on
@@ -51,10 +52,20 @@ def average(sources: Sequence[Path], out: Path, weights: Sequence[float] | None 
                 mean[name] += tensor * share
     first.model.load_state_dict(mean)
     notes = {k: v for k, v in first.metadata.items() if k not in ("accuracy", "weights", "recipe")}
+    notes |= together([first.metadata, *map(checkpoint.notes, sources[1:])])
     notes["mean_of"] = ", ".join(
         f"{source.name} ({share:.3g})" for source, share in zip(sources, shares, strict=True)
     )
     checkpoint.save(out, first.model, first.tokenizer, notes, threshold=first.threshold)
+
+
+def together(notes: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """What models have learned from and under which licences, of several that become one."""
+    found = {}
+    for name in ("training_data", "licence"):
+        if told := dict.fromkeys(one[name] for one in notes if name in one):
+            found[name] = "; ".join(told)
+    return found
 
 
 def _shares(sources: Sequence[Path], weights: Sequence[float]) -> list[float]:

@@ -196,3 +196,8 @@ def restore_optimiser(optimiser: torch.optim.Optimizer, extra: Mapping[str, Tens
             index, _, quantity = rest.partition(".")
             content["state"].setdefault(int(index), {})[quantity] = tensor
     optimiser.load_state_dict(content)
+    # Laid out as the parameters, which may be channels-last: fused kernels refuse anything else.
+    for parameter, state in optimiser.state.items():
+        for quantity, value in state.items():
+            if value.ndim and value.shape == parameter.shape:
+                state[quantity] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -13,6 +13,7 @@ import re
 import statistics
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ import torch
 
 from training import distributed
 from training.arguments import documented, refusals, split_way
+from training.distributed import agree, gather_objects, world
 from training.recipe import Recipe, read_recipe
 from training.report import measured_by
 from training.run_log import LOG
@@ -75,7 +77,9 @@ def train_ways(
         name = re.sub(r"[^\w.=+-]+", "-", way).strip("-") or "as-it-is"
         folder = out / name / f"seed-{seed}"
         train(recipe, folder, True, device)
-        found.setdefault(way, []).append(figures_of(folder))
+        # The first process writes the log, later than the others end.
+        read = partial(figures_of, folder) if world()[0] == 0 else Figures
+        found.setdefault(way, []).append(gather_objects(agree(read))[0])
     return found
 
 
@@ -140,6 +144,8 @@ def compare(
         found = train_ways(
             options.config, options.set, options.way, options.seeds, options.out, kind, train
         )
+        if world()[0] > 0:
+            return
         print(f"recipe     {options.config} {' '.join(options.set)}")
         print("\n".join(measured_by(torch=torch.__version__)))
         print("figures    last validation, per cent")

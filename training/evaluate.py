@@ -168,7 +168,7 @@ def _open(arguments: argparse.Namespace) -> Segmenter:
     return open_official(
         model,
         word_len=arguments.word_len,
-        decoder_heads=arguments.decoder_heads,
+        decoder_heads=8 if arguments.decoder_heads is None else arguments.decoder_heads,
         engine=engine,
         threads=threads,
     )
@@ -225,7 +225,7 @@ def parser() -> argparse.ArgumentParser:
         type=at_least(SHORTEST),
         help="ids of a phrase: 17 for RefCOCO and RefCOCO+, 22 for G-Ref",
     )
-    add("--decoder-heads", type=number, default=8, help="default: %(default)s, as published")
+    add("--decoder-heads", type=number, help="of --official; default: 8, as published")
     return arguments
 
 
@@ -240,6 +240,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         )
     if options.word_len is not None and not options.official:
         arguments.error("--word-len is for --official; other models know theirs")
+    if options.decoder_heads is not None and not options.official:
+        arguments.error("--decoder-heads is for --official; other models know theirs")
     if options.official and options.precision is not None:
         arguments.error("--precision is for bundles; a checkpoint runs in float32")
     if options.model.suffix in PICKLES and not options.official:

@@ -11,8 +11,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from training.objective import Objective
 from training.recipe import Recipe
 
-Tensors = list[Tensor] | tuple[Tensor, ...]
-
 
 def build_optimiser(
     objective: Objective, recipe: Recipe, device: torch.device
@@ -23,18 +21,37 @@ def build_optimiser(
     return kind(groups, weight_decay=recipe.weight_decay, fused=fused)
 
 
-def moving_average(model: nn.Module, decay: float) -> AveragedModel:
+class MovingAverage(AveragedModel):
     """An exponential moving average of a model's weights, which forgets faster while it is young.
 
     After n steps it decays by (1 + n) / (10 + n) at most; else the random start would weigh on it
     for 1 / (1 - decay) steps and more.
     """
 
-    def update(average: Tensors, current: Tensors, count: Tensor | int) -> None:
-        young = (1 + int(count)) / (10 + int(count))
-        get_ema_multi_avg_fn(min(decay, young))(average, current, count)
+    def __init__(self, model: nn.Module, decay: float):
+        """Start with the model as it is, on its device; `decay` is that of an old average."""
+        super().__init__(model)
+        self.decay = decay
 
-    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take a step's weights in, and buffers with a fraction; others, which count, as they are.
+
+        torch's own method asks the GPU for the number of steps, and so waits for it.
+        """
+        count = int(self.n_averaged)
+        decay = min(self.decay, (1 + count) / (10 + count)) if count else 0.0
+        mine, theirs = (
+            [tensor.detach() for tensor in (*one.parameters(), *one.buffers())]
+            for one in (self.module, model)
+        )
+        pairs = list(zip(mine, theirs, strict=True))
+        averaged = [pair for pair in pairs if pair[0].is_floating_point()]
+        get_ema_multi_avg_fn(decay)(*map(list, zip(*averaged, strict=True)), count)
+        for average, current in pairs:
+            if not average.is_floating_point():
+                average.copy_(current)
+        self.n_averaged += 1
 
 
 def parameter_groups(objective: Objective, recipe: Recipe) -> list[dict[str, Any]]:

@@ -46,14 +46,16 @@ class Recipe:
 
     epochs: int = 50
     photos: int = 64
-    """Photos in a batch, over all processes: more GPUs change the speed and nothing else."""
+    """Photos in a batch, over all processes: more GPUs change the speed and nothing else, but for
+    what is learnt from a teacher (docs/distillation.md)."""
     accumulate: int = 1
     """Parts in which a process takes its share of a batch, where memory is short. Batch norm then
     sees a part at a time."""
     phrases: int = 1
     """Phrases of each photo; the image encoder runs once for all of them."""
     mirror: float = 0.0
-    """Share of photos that are mirrored, left and right swapped in their words."""
+    """`photos`, `references`: share of photos that are mirrored, left and right swapped in their
+    words."""
     outlines: str = "published"
     """What masks are taught. `published`: every fourth pixel of the input, which the way back puts
     elsewhere, up to three pixels off; `covered`: the share of each logit's cell that is covered,

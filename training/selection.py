@@ -151,12 +151,14 @@ class SceneData:
         self.count, self.name = count, f"{count} made-up scenes"
 
     def select(self, splits: Sequence[str], sentences: Sentences | None) -> list[Selection]:
-        """The samples of the world's one split; `sentences` is of no use here.
+        """The samples of the world's one split.
 
         Raises:
-            DataError: the photos under the scenes are missing.
+            DataError: the photos under the scenes are missing, or `sentences` is given.
         """
-        del splits, sentences
+        del splits
+        if sentences is not None:
+            raise DataError("--sentences is for prepared sets; each phrase of a scene is a sample")
         title = f"{self.name}, none of them trained on"
         return [Selection("scenes", title, "val", scene_samples(self.count))]
 

@@ -165,7 +165,8 @@ def keep_best(trainer: Trainer, found: dict[str, Evaluation], out: Path) -> None
     if score <= trainer.best:
         return
     trainer.best = score
-    accuracy = {"split": "val", "metric": "mIoU", "epoch": trainer.epoch} | figures
+    split = trainer.data.judged_split
+    accuracy = {"split": split, "metric": "mIoU", "epoch": trainer.epoch} | figures
     if trainer.judged_as is not None:
         accuracy["of"] = trainer.judged_as
     metadata = trainer.origin | {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -25,11 +26,13 @@ from training.errors import CheckpointError, DataError, RecipeError, TrainingErr
 from training.model import CRIS
 from training.model.config import THRESHOLD
 from training.objective import Batch, Objective, recompute
-from training.optimiser import build_optimiser, moving_average
+from training.optimiser import MovingAverage, build_optimiser
 from training.recipe import BYSTANDERS, Recipe
 from training.schedule import factor
 from training.told import Told
 from training.weights import build_model, origin
+
+log = logging.getLogger(__name__)
 
 SMALLEST_SCALE = 1.0
 """Below it a float16 loss is not scaled any more but broken."""
@@ -100,7 +103,7 @@ class Trainer:
         self.objective = teach(self.model, recipe).to(device).train()
         if recipe.channels_last:
             self.objective.to(memory_format=torch.channels_last)
-        self.average = moving_average(self.model, recipe.ema) if recipe.ema else None
+        self.average = MovingAverage(self.model, recipe.ema) if recipe.ema else None
         # From here on the model differs from its average, in how it computes and not in what.
         self.wrapped = self._wrap()
         self.optimiser = build_optimiser(self.objective, recipe, device)
@@ -301,6 +304,7 @@ class Trainer:
             "sums": self.sums,
             "best": self.best,
             "data": self.data.mark,
+            "judged": self.data.judged_mark,
             "teacher": self.teacher,
             "scaler": self.scaler.state_dict(),
         }
@@ -340,6 +344,9 @@ class Trainer:
         checkpoint.restore_optimiser(self.optimiser, kept.extra)
         self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
         self.sums = state["sums"]
+        if state.get("judged", self.data.judged_mark) != self.data.judged_mark:
+            log.warning("%s: judged by other samples than now, so the best counts anew", path)
+            self.best = -1.0
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -65,12 +66,23 @@ class TrainingData:
     """In words, for whoever gets the model."""
     mark: str
     """Of the photos, labels and phrases to train on; a run goes on with the same ones alone."""
+    judged_split: str = "val"
+    """Of which the samples to validate by are."""
     readers: dict[str, tuple[Tokenizer, int]] = field(default_factory=dict)
     """Who else reads the phrases: a batch has `NAME_tokens` by this tokenizer, so many a phrase."""
 
     def batches(self, recipe: Recipe, first: int = 0) -> Batches:
         """This process's share of a run's batches, from step `first` of it on."""
         return Batches(self, recipe, first)
+
+    @cached_property
+    def judged_mark(self) -> str:
+        """Of what is validated by: figures of other samples cannot be compared."""
+        return _mark(
+            (source, sample.photo.path.name, _label(sample.instance), sample.text)
+            for source, samples in self.validation.items()
+            for sample in samples
+        )
 
     def steps(self, recipe: Recipe) -> int:
         """Steps of an epoch; a last batch that would not be full is left out."""
@@ -272,7 +284,7 @@ def _references(recipe: Recipe) -> TrainingData:
     sources = f"{len(references)} references of {prepared.name}"
     repeats = [recipe.train_repeats] * len(dataset)
     mark = _mark((one.photo.path.name, _label(one.target), *one.sentences) for one in references)
-    return TrainingData(tokenizer, dataset, repeats, validation, sources, mark)
+    return TrainingData(tokenizer, dataset, repeats, validation, sources, mark, split)
 
 
 def _scenes(recipe: Recipe) -> TrainingData:
