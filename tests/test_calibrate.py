@@ -37,6 +37,7 @@ from quantize.graphs import read_float
 from quantize.job import Job, calibrate
 from quantize.samples import choose
 from quantize.speed import Milliseconds
+from tests.export_models import OLDER
 from tests.scenes import PHRASES, photo, write_folder
 from training.errors import DataError
 from training.report import today
@@ -198,10 +199,10 @@ def test_a_bundle_that_is_not_faster_is_refused_unless_forced(
     told(monkeypatch, times_faster=0.5)
     out = tmp_path / "int8"
     out.mkdir()
-    (out / "bundle.json").write_text("the older one")
+    (out / "bundle.json").write_text(OLDER)
     with pytest.raises(QuantizeError, match=r"not faster.*8\.00 ms.*4\.00.*--force"):
         calibrate(job(sensitive_bundle, out), silent)
-    assert (out / "bundle.json").read_text() == "the older one"
+    assert (out / "bundle.json").read_text() == OLDER
     assert [entry.name for entry in tmp_path.iterdir()] == ["int8"]
     forced = calibrate(job(sensitive_bundle, out, force=True), silent)
     (reason,) = forced.about["quantization"]["forced_in_spite_of"]
@@ -239,11 +240,11 @@ def test_a_full_disk_leaves_the_older_bundle(
 
     out = tmp_path / "int8"
     out.mkdir()
-    (out / "bundle.json").write_text("the older one")
+    (out / "bundle.json").write_text(OLDER)
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(QuantizeError, match=r"cannot be written: No space left"):
         calibrate(job(sensitive_bundle, out), silent)
-    assert (out / "bundle.json").read_text() == "the older one"
+    assert (out / "bundle.json").read_text() == OLDER
     assert [entry.name for entry in tmp_path.iterdir()] == ["int8"]
 
 
@@ -389,7 +390,7 @@ def test_the_command_ends_with_one_line_and_status_2(
 def test_sigterm_leaves_nothing_behind(tmp_path: Path, sensitive_bundle: Path) -> None:
     out = tmp_path / "int8"
     out.mkdir()
-    (out / "bundle.json").write_text("the older one")
+    (out / "bundle.json").write_text(OLDER)
     command = [sys.executable, "-m", "quantize.calibrate", "--bundle", str(sensitive_bundle)]
     options = ["--scenes", "50", "--threads", "1", "--out", str(out)]
     running = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
@@ -405,7 +406,7 @@ def test_sigterm_leaves_nothing_behind(tmp_path: Path, sensitive_bundle: Path) -
     assert running.returncode == 128 + signal.SIGTERM
     assert errors.endswith("quantize.calibrate: ended by SIGTERM\n")
     assert [entry.name for entry in tmp_path.iterdir()] == ["int8"]
-    assert (out / "bundle.json").read_text() == "the older one"
+    assert (out / "bundle.json").read_text() == OLDER
 
 
 # --- the budget ---

@@ -29,7 +29,9 @@ def multiply_adds(config: CRISConfig) -> dict[str, int]:
     """
     size = config.input_size
     with torch.device("meta"), torch.no_grad():
-        model = CRIS(config).eval()
+        # Where something has wrapped torch's functions for a while, as exporters do, torch makes
+        # some tensors elsewhere ever after.
+        model = CRIS(config).eval().to("meta")
         frame = torch.zeros(1, size, size, 3, dtype=torch.uint8)
         tokens = torch.zeros(1, config.word_len, dtype=torch.int64)
         photo, photo_cost = _counted(model.photo, frame)
