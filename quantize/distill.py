@@ -36,7 +36,7 @@ from training.phrases import read_phrases
 from training.recipe import Recipe, as_override
 from training.train import launch, states, train
 from training.trainer import Trainer
-from training.weights import build_model
+from training.weights import build_model, told_of_all
 
 
 def distil(recipe: DistillRecipe, out: Path, resume: bool, device: torch.device) -> None:
@@ -101,13 +101,8 @@ def taught(origin: dict[str, str], teacher: str) -> dict[str, str]:
     """
     notes = checkpoint.notes(teacher) if is_checkpoint(teacher) else Bundle.open(teacher).about
     learned = notes.get("training_data", "what it does not tell")
-    told = origin | {"training_data": f"{origin['training_data']}; taught by a model of: {learned}"}
-    licences = dict.fromkeys(
-        str(one["licence"]) for one in (origin, notes) if one.get("licence") is not None
-    )
-    if licences:
-        told["licence"] = "; ".join(licences)
-    return told
+    told = {"training_data": f"{origin['training_data']}; taught by a model of: {learned}"}
+    return origin | told | told_of_all("licence", (origin, notes))
 
 
 EXAMPLE = """examples:

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-from torch import Tensor
 
 from training import checkpoint
 from training.arguments import documented, file_to_write, refusals
 from training.checkpoint import Checkpoint
 from training.errors import CheckpointError
-from training.weights import MAY_DIFFER
+from training.weights import MAY_DIFFER, told_of_all
 
 EXAMPLES = """\
 examples:
@@ -46,26 +44,20 @@ def average(sources: Sequence[Path], out: Path, weights: Sequence[float] | None 
     first = checkpoint.load(sources[0])
     state = first.model.state_dict()
     mean = {k: v * shares[0] if v.is_floating_point() else v for k, v in state.items()}
+    learned = [first.metadata]
     for source, share in zip(sources[1:], shares[1:], strict=True):
-        for name, tensor in _like(first, sources[0], source).items():
+        other = _like(first, sources[0], source)
+        learned.append(other.metadata)
+        for name, tensor in other.model.state_dict().items():
             if tensor.is_floating_point():
                 mean[name] += tensor * share
     first.model.load_state_dict(mean)
     notes = {k: v for k, v in first.metadata.items() if k not in ("accuracy", "weights", "recipe")}
-    notes |= together([first.metadata, *map(checkpoint.notes, sources[1:])])
+    notes |= told_of_all("training_data", learned) | told_of_all("licence", learned)
     notes["mean_of"] = ", ".join(
         f"{source.name} ({share:.3g})" for source, share in zip(sources, shares, strict=True)
     )
     checkpoint.save(out, first.model, first.tokenizer, notes, threshold=first.threshold)
-
-
-def together(notes: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """What models have learned from and under which licences, of several that become one."""
-    found = {}
-    for name in ("training_data", "licence"):
-        if told := dict.fromkeys(one[name] for one in notes if name in one):
-            found[name] = "; ".join(told)
-    return found
 
 
 def _shares(sources: Sequence[Path], weights: Sequence[float]) -> list[float]:
@@ -79,8 +71,8 @@ def _shares(sources: Sequence[Path], weights: Sequence[float]) -> list[float]:
     return [weight / sum(weights) for weight in weights]
 
 
-def _like(first: Checkpoint, name: Path, source: Path) -> dict[str, Tensor]:
-    """A checkpoint's tensors, if it is of the same model as the first."""
+def _like(first: Checkpoint, name: Path, source: Path) -> Checkpoint:
+    """A checkpoint, if it is of the same model as the first."""
     other = checkpoint.load(source)
     if differing := other.model.config.differences(first.model.config, MAY_DIFFER):
         raise CheckpointError(
@@ -90,7 +82,7 @@ def _like(first: Checkpoint, name: Path, source: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{source} and {name} number words differently: their tokenizers differ"
         )
-    return other.model.state_dict()
+    return other
 
 
 def parser() -> argparse.ArgumentParser:

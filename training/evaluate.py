@@ -168,7 +168,7 @@ def _open(arguments: argparse.Namespace) -> Segmenter:
     return open_official(
         model,
         word_len=arguments.word_len,
-        decoder_heads=8 if arguments.decoder_heads is None else arguments.decoder_heads,
+        decoder_heads=arguments.decoder_heads or 8,
         engine=engine,
         threads=threads,
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from training import checkpoint
 from training.data.batches import TrainingData
@@ -49,6 +51,12 @@ def origin(recipe: Recipe, data: TrainingData) -> dict[str, str]:
     learned = before.get("training_data", "what its checkpoint does not tell")
     kept = {name: before[name] for name in ("licence",) if name in before}
     return kept | {"training_data": f"{data.sources}; before that: {learned}"}
+
+
+def told_of_all(name: str, notes: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """What notes of several models that become one say under a name, each once; {} if none does."""
+    told = dict.fromkeys(str(one[name]) for one in notes if one.get(name) is not None)
+    return {name: "; ".join(told)} if told else {}
 
 
 def fine_tune(model: CRIS, path: str) -> None:

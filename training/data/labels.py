@@ -100,10 +100,9 @@ class Labels:
         ):
             known = instance.has_mask and not instance.crowd
             self._paint(drawn, instance, CATEGORY_INDEX[instance.category] if known else UNKNOWN)
-        matrix = self._matrix / CATEGORY_STRIDE
-        matrix[:, 2] -= (1 - 1 / CATEGORY_STRIDE) / 2
-        warped = cv2.warpAffine(drawn, matrix, (side, side), flags=cv2.INTER_NEAREST)
-        return np.asarray(warped, np.int64)
+        middle = (1 - 1 / CATEGORY_STRIDE) / 2
+        warped = self._warp(drawn, side, CATEGORY_STRIDE, cv2.INTER_NEAREST, middle)
+        return warped.astype(np.int64)
 
     def _draw(self, instance: Instance) -> NDArray[np.uint8]:
         if instance not in self._drawn:
@@ -120,5 +119,10 @@ class Labels:
             x1, y1, x2, y2 = (round(edge) for edge in instance.box)
             canvas[max(y1, 0) : max(y2, 0), max(x1, 0) : max(x2, 0)] = value
 
-    def _warp(self, drawn: NDArray[Any], side: int, stride: float, how: int) -> NDArray[Any]:
-        return np.asarray(cv2.warpAffine(drawn, self._matrix / stride, (side, side), flags=how))
+    def _warp(
+        self, drawn: NDArray[Any], side: int, stride: float, how: int, within: float = 0.0
+    ) -> NDArray[Any]:
+        """Draw at a stride, each cell by the pixel that lies so far within it, as a share of it."""
+        matrix = self._matrix / stride
+        matrix[:, 2] -= within
+        return np.asarray(cv2.warpAffine(drawn, matrix, (side, side), flags=how))
